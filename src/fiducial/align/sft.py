@@ -1,0 +1,39 @@
+"""Supervised fine-tuning.
+
+What it does: raises the likelihood of the preferred completion of each group, token by token.
+Use it when:  good answers exist, and the behaviour wanted is imitation of them. It says nothing about what to avoid: add contrast in the
+              data (benign twins answered), or use align/dpo.
+Formula:      loss = -sum_t log pi(y[t] | x, y[<t]) over the completion, summed over the step and divided by the step's number of tokens;
+              with soft targets p_k, the sum is weighted by p_k.
+Defaults:     learning rate 2e-5 for full fine-tuning, ten times that for LoRA (TRL 1.16 uses 2e-5 too).
+Limits:       narrow refusal data teaches a blunt rule; look at the benign twins before you believe a lower loss.
+Source:       Ouyang et al. 2022, arXiv:2203.02155, section 3.5.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+from torch import Tensor
+
+from fiducial.core.roles import Objective
+from fiducial.training.objective import GroupLogProbs
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class SFT(Objective):
+    """Negative log-likelihood of the preferred completions."""
+
+    learning_rate: ClassVar[float] = 2e-5
+    per_token: ClassVar[bool] = True
+
+    def __call__(self, policy: GroupLogProbs, reference: GroupLogProbs | None = None) -> Tensor:
+        """Loss per group, summed over tokens, [G]; the loop divides by the step's tokens."""
+        return -(policy.targets * policy.logp).sum(1)
+
+    def metrics(self, policy: GroupLogProbs, reference: GroupLogProbs | None = None) -> dict[str, float]:
+        """Mean log-probability per token of the preferred completions."""
+        tokens = (policy.targets * policy.length).sum()
+        return {"logp_per_token": float((policy.targets * policy.logp).sum() / tokens.clamp(min=1))}

@@ -1,0 +1,159 @@
+"""One piece of work of one method: its options as plain values, its model, its run. The same for a flag, a recipe and a resumed run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from fiducial.app.cli.output import Output
+from fiducial.app.cli.params import default, shape
+from fiducial.app.cli.progress import NoProgress, Progress
+from fiducial.core import registry
+from fiducial.core.errors import ConfigError, DataError, ModelError
+from fiducial.core.records import Record
+from fiducial.core.registry import Card, Option
+
+if TYPE_CHECKING:
+    from fiducial.core.roles import Method
+    from fiducial.core.run import Run
+    from fiducial.models.base import Model, WhiteBox
+
+R = TypeVar("R", bound=Record)
+
+DEFAULT_MODEL = "smollm2"
+
+
+@dataclass(slots=True)
+class Job:
+    """What a stage is given. `values` has every option of the role; `given` what was set by the user, for the role and the method alike."""
+
+    card: Card
+    values: dict[str, Any]
+    given: dict[str, Any]
+    output: Output = field(default_factory=Output)
+    progress: Progress = field(default_factory=NoProgress)
+    resumed: Run | None = None
+    exit_zero: bool = False
+    _run: Run | None = None
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Options of the method: the given ones, and for a method that must be named the usual one."""
+        usual = {o.name: default(o) for o in self.card.options if o.required and default(o) is not None}
+        own = {o.name for o in self.card.options}
+        return usual | {name: value for name, value in self.given.items() if name in own}
+
+    def method(self) -> Method:
+        """The method, with every method that it takes as an option created too."""
+        return registry.create(self.card.name, _created(self.card.options, self.options))
+
+    def model(self) -> Model:
+        """The model named by MODEL."""
+        return self._open(self.values["model"])
+
+    def white_box(self, uri: str | None = None) -> WhiteBox:
+        """The model (or the one at `uri`), whose weights are needed. Raises ModelError when they are not here."""
+        from fiducial.models.base import WhiteBox
+
+        model = self.model() if uri is None else self._open(uri)
+        if not isinstance(model, WhiteBox):
+            raise ModelError(f"{self.card.name} looks into the model, but the weights of '{model.uri}' are not here", hint="give a model that runs here")
+        return model
+
+    def _open(self, uri: str) -> Model:
+        """With the options of the command for how to open it; an option that has no meaning for the model is an error."""
+        from fiducial.models.open import open as opened
+
+        said = {name: value for name in ("dtype", "device", "base_url") if (value := self.values.get(name)) is not None}
+        return opened(uri, **said)
+
+    def everything(self) -> dict[str, Any]:
+        """Every option of the method and of its role, as plain values."""
+        return {o.name: default(o) for o in self.card.options} | self.values | self.given
+
+    def start(self) -> Run:
+        """The run, made at the first call (or the one that is resumed)."""
+        from fiducial.core.run import Run
+
+        if self._run is None:
+            self._run = self.resumed or Run.create(self.card.name, self.everything(), self.given, int(self.values.get("seed") or 0))
+            self.output.run = self._run.id
+            self.output.note(f"run {self._run.id}")
+        return self._run
+
+    def command_to_resume(self, run: Run) -> str:
+        """What is typed to go on with `run` after an interruption."""
+        return f"fiducial {self.card.name.replace('/', ' ')} --resume {run.id}"
+
+    def done(self, objected: bool = False) -> int:
+        """The exit code of work that was done: 1 when something was found and --exit-zero was not given."""
+        return int(objected and not self.exit_zero)
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """What a command does with the methods of one role."""
+
+    perform: Callable[[Job], int]
+    """Does the work, prints the result, returns the exit code."""
+    options: Callable[[], list[click.Option]] = list
+    """Options that the role adds to those of the method."""
+    takes_model: bool = True
+    resumable: bool = False
+
+
+def named(name: str, options: Mapping[str, Any] | None = None) -> Method:
+    """The method `name` with `options`, made when it is used."""
+    return registry.create(name, options)
+
+
+def _created(fields: tuple[Option, ...], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Names replaced by methods where a field's annotation is a role."""
+    created = dict(options)
+    for option in fields:
+        kind = shape(option.type)
+        if not kind.role or created.get(option.name) is None:
+            continue
+        value = created[option.name]
+        created[option.name] = tuple(registry.create(v) for v in value) if kind.many else registry.create(value)
+    return created
+
+
+def records(reference: str, name: str, record: type[R]) -> list[R]:
+    """Records from a JSON Lines file, or all files `<name>.jsonl` of a run. Raises DataError when there are none."""
+    from fiducial.core.run import Run
+    from fiducial.core.store import Lines
+
+    path = Path(reference)
+    if path.is_file():
+        files = [path]
+    elif path.suffix == ".jsonl":
+        raise DataError(f"{path}: there is no such file", hint="check the path, or give a run")
+    else:
+        files = sorted(f for f in Run.open(reference).path.rglob(f"{name}.jsonl") if ".aside-" not in str(f))
+    found = [r for file in files for r in Lines(file, record).read()]
+    if not found:
+        raise DataError(f"{reference}: there are no {name}", hint=f"give a file with {name}, or a run that made some (see: fiducial runs)")
+    return found
+
+
+def run_to_resume(reference: str, command: str) -> Run:
+    """The run of `command` to go on with; `last` is the last one of this command. Raises ConfigError when it is of another."""
+    from fiducial.core.run import Run
+
+    if reference == "last":
+        reference = next((run.id for run in reversed(Run.all()) if run.facts.command == command), reference)
+    run = Run.open(reference)
+    if run.facts.command != command:
+        raise ConfigError(f"run {run.id} is of {run.facts.command}, not of {command}", hint=f"fiducial {run.facts.command.replace('/', ' ')} --resume {run.id}")
+    return run
+
+
+def positive(value: float | int | None, name: str) -> None:
+    """Raises ConfigError for a number that is not positive; None is allowed."""
+    if value is not None and not value > 0:
+        raise ConfigError(f"--{name} is {value}", hint="it must be above 0")

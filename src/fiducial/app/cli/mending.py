@@ -1,0 +1,247 @@
+"""What commands do with methods that repair, protect or decide: makers, objectives, rewards, guards, gates."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING, Any, cast
+
+import click
+
+from fiducial.app.cli.finding import complied, refused, scored
+from fiducial.app.cli.job import Job, Stage, records
+from fiducial.app.cli.log import ledger
+from fiducial.app.cli.output import Table, one_line
+from fiducial.app.cli.params import parameter
+from fiducial.core.errors import ConfigError, DataError, ModelError
+from fiducial.core.intervals import Rate
+from fiducial.core.records import Attempt, Decision, Evidence, Group, Prompt, Score, Verdict, digest, user
+from fiducial.core.registry import options_in
+from fiducial.core.roles import Gate, Guard, Maker, Objective, Reward
+
+if TYPE_CHECKING:
+    from fiducial.training.loop import TrainResult
+
+TRAINING = ("fiducial.training.loop", "TrainOptions")
+"""Where the options of training stand; read from the file, so that help loads no torch."""
+
+
+def _maker_options() -> list[click.Option]:
+    return [
+        click.Option(["--attempts"], metavar="FILE|RUN", required=True, help="Judged attempts to learn from: a file, or a run of an attack."),
+        click.Option(["--seed"], type=int, default=0, help="[default: 0]"),
+    ]
+
+
+def make(job: Job) -> int:
+    """Groups to train on, made from judged attempts."""
+    attempts = records(job.values["attempts"], "attempts", Attempt)
+    method = cast(Maker, job.method())
+    with job.start() as run:
+        lines = run.lines("groups", Group)
+        with job.progress.task(job.card.name, total=len(attempts)) as task, closing(job.model()) as model:
+
+            def keep(group: Group) -> None:
+                lines.append(group)
+                task.advance()
+
+            groups = method.make(attempts, model, seed=job.values["seed"], sink=keep)
+        if groups and not lines.path.exists():
+            for group in groups:
+                lines.append(group)
+        ledger().append("data", {"data": [_hash(groups)], "method": job.card.name, "run": run.id, "groups": len(groups), "attempts": len(attempts)})
+    data = {"groups": len(groups), "attempts": len(attempts), "file": lines.path, "folder": run.path}
+    job.output.result(data, f"{len(groups)} groups from {len(attempts)} attempts: {lines.path}")
+    return job.done()
+
+
+def _hash(groups: Sequence[Group]) -> str:
+    return digest([g.id for g in groups])
+
+
+def _groups(reference: str) -> list[Group]:
+    """Groups from a file in any of the known layouts, or of a run."""
+    from fiducial.data.formats import read_groups
+
+    if Path(reference).is_file() or Path(reference).suffix:
+        return read_groups(reference)
+    return records(reference, "groups", Group)
+
+
+def _training_options() -> list[click.Option]:
+    data = click.Option(
+        ["--data"], metavar="FILE|RUN", required=True, help="Groups to train on: a file (pairs, demonstrations, labels), or a run that made some."
+    )
+    # every training option has a default or is found out from the data, so none is asked for
+    return [data, *[cast(click.Option, parameter(o)) for o in options_in(*TRAINING)]]
+
+
+def align(job: Job) -> int:
+    """A model trained on groups with the objective; goes on from the last checkpoint when resumed."""
+    from fiducial.core.config import resolve
+    from fiducial.models.local import LocalModel
+    from fiducial.training.loop import TrainOptions, train
+
+    groups = _groups(job.values["data"])
+    names = {o.name for o in options_in(*TRAINING)}
+    options, _ = resolve(TrainOptions, flags={name: value for name, value in job.given.items() if name in names})
+    objective = cast(Objective, job.method())
+    with job.start() as run:
+        job.output.resume = job.command_to_resume(run)
+        stage = run.stage("train", {"data": _hash(groups), "objective": [objective.name, objective.options()], "model": job.values["model"]})
+        with closing(job.white_box()) as model, job.progress.task(job.card.name) as task:
+            if not isinstance(model, LocalModel):
+                raise ModelError(f"'{model.uri}' cannot be trained", hint="give smollm2, a folder, or a model of the hub")
+            base = model.fingerprint
+
+            def report(step: int, steps: int, figures: dict[str, float]) -> None:
+                run.metrics(figures, step=step)
+                task.advance(1, figure=f"step {step} of {steps}, loss {figures['loss']:.4g}")
+
+            result = train(model, groups, objective, options, folder=stage.folder("checkpoints"), report=report)
+            folder = model.save(run.path / "model")
+            trained = model.fingerprint
+        if not stage.done:
+            ledger().append("train", {"base": base, "model": trained, "data": [_hash(groups)], "run": run.id, "method": job.card.name})
+            stage.finish({"fingerprint": trained, "steps": result.steps, "planned": result.planned, "stop": result.stop})
+    return _report_training(job, result, f"run:{run.id}", folder, trained)
+
+
+def _report_training(job: Job, result: TrainResult, uri: str, folder: Path, fingerprint: str) -> int:
+    last = result.history[-1] if result.history else {}
+    figures = {"steps": result.steps, "planned": result.planned, "groups": result.groups, "left_out": result.left_out, "seconds": result.seconds}
+    data = {"model": uri, "fingerprint": fingerprint, "folder": folder, **figures, "stop": result.stop, "last": last}
+    lines = [uri, f"{result.steps} of {result.planned} steps on {result.groups} groups ({result.left_out} left out) in {result.seconds:.0f} s"]
+    if result.stop:
+        lines.append(f"stopped: {result.stop}")
+    lines.append(", ".join(f"{name} {value:.4g}" for name, value in last.items() if name != "step"))
+    job.output.result(data, *lines)
+    return job.done()
+
+
+def _reward_options() -> list[click.Option]:
+    return [click.Option(["--data"], metavar="FILE|RUN", required=True, help="Groups whose completions are scored: a file, or a run that made some.")]
+
+
+def reward(job: Job) -> int:
+    """Groups with a reward for each completion."""
+    groups = _groups(job.values["data"])
+    method = cast(Reward, job.method())
+    with job.start() as run:
+        lines = run.lines("groups", Group)
+        values: list[float | None] = []
+        with job.progress.task(job.card.name, total=len(groups)) as task:
+            for start in range(0, len(groups), 16):
+                part = groups[start : start + 16]
+                for group, rewards in zip(part, method.score(part), strict=True):
+                    lines.append(group.model_copy(update={"rewards": rewards, "annotator": job.card.name}))
+                    values += rewards
+                task.advance(len(part))
+    known = [v for v in values if v is not None]
+    mean = fmean(known) if known else None
+    data = {"groups": len(groups), "completions": len(values), "not_scored": len(values) - len(known), "mean": mean, "file": lines.path}
+    text = "nothing could be scored" if mean is None else f"mean reward {mean:.4g} of {len(known)} completions, {len(values) - len(known)} not scored"
+    job.output.result(data, f"{text}: {lines.path}")
+    return job.done()
+
+
+def _guard_options() -> list[click.Option]:
+    return [
+        click.Option(["--text"], multiple=True, help="A text of the user to check; may be repeated."),
+        click.Option(["--prompts"], metavar="FILE", help="A file of prompts to check."),
+    ]
+
+
+def guard(job: Job) -> int:
+    """Verdicts of a guard on conversations; 1 when it objects to one."""
+    prompts = [Prompt(messages=user(text)) for text in job.values["text"] or ()]
+    if job.values["prompts"]:
+        from fiducial.data.load import prompts as read
+
+        prompts += read(job.values["prompts"], expected="answer")
+    if not prompts:
+        raise ConfigError("there is nothing to check", hint="give --text TEXT or --prompts FILE")
+    method = cast(Guard, job.method())
+    table = Table(("verdict", "score", "text", "rationale"), title=job.card.name)
+    with job.start() as run:
+        verdicts = []
+        for prompt in prompts:
+            verdict, _ = method.check(prompt.messages)
+            run.lines("verdicts", Verdict).append(verdict)
+            verdicts.append(verdict)
+            table.rows.append(
+                (
+                    verdict.label or verdict.outcome,
+                    "-" if verdict.score is None else f"{verdict.score:.2f}",
+                    one_line(prompt.text, 50),
+                    one_line(verdict.rationale, 60),
+                )
+            )
+    job.output.result({"verdicts": verdicts, "folder": run.path}, table)
+    # what could not be judged is not let through either
+    return job.done(any(v.outcome != "failure" for v in verdicts))
+
+
+def _gate_options() -> list[click.Option]:
+    return [
+        click.Option(
+            ["--evidence"], metavar="FILE|RUN", multiple=True, required=True, help="Figures to decide on: a file of evidence, or a run; may be repeated."
+        )
+    ]
+
+
+def govern(job: Job) -> int:
+    """The decision of a gate; 1 unless it is a pass."""
+    evidence = [e for reference in job.values["evidence"] for e in _evidence(reference)]
+    decision = cast(Gate, job.method()).decide(evidence)
+    with job.start() as run:
+        for e in evidence:
+            run.lines("evidence", Evidence).append(e)
+        run.lines("decisions", Decision).append(decision)
+        ledger().append("gate", {"gate": job.card.name, "outcome": decision.outcome, "run": run.id, "evidence": digest([e.id for e in evidence])})
+    table = Table(("rule", "outcome", "reason"), [(c.rule, c.outcome, c.reason) for c in decision.checks])
+    job.output.result(
+        {"decision": decision, "evidence": len(evidence), "folder": run.path}, table, f"{decision.outcome}: {job.card.name} on {len(evidence)} figures"
+    )
+    return job.done(decision.outcome != "pass")
+
+
+def _evidence(reference: str) -> list[Evidence]:
+    """Evidence as it was written, or else what the scores and attempts of a run amount to."""
+    try:
+        return records(reference, "evidence", Evidence)
+    except DataError:
+        if Path(reference).is_file() or Path(reference).suffix == ".jsonl":
+            raise
+    found: list[Evidence] = []
+    for kind, record in (("scores", Score), ("attempts", Attempt)):
+        try:
+            rows: list[Any] = list(records(reference, kind, record))
+        except DataError:
+            continue
+        found += [_of_score(s, reference) for s in rows] if kind == "scores" else list(_of_attempts(rows, reference))
+    if not found:
+        raise DataError(f"{reference}: there is nothing a gate could decide on", hint="give a run of attack, evaluate or loop, or a file of evidence")
+    return found
+
+
+def _of_score(s: Score, source: str) -> Evidence:
+    return Evidence(name=f"{s.suite}.{s.metric}", value=s.value, n=s.n, low=s.low, high=s.high, better=s.better, source=source)
+
+
+def _of_attempts(attempts: Sequence[Attempt], source: str) -> Iterator[Evidence]:
+    for name, bad in (("harmful_compliance", complied), ("benign_refusal", refused)):
+        some = [a for a in attempts if (a.prompt.expected == "refuse") == (bad is complied) and scored(a)]
+        if some:
+            rate = Rate(sum(map(bad, some)), len(some))
+            low, high = rate.interval()
+            yield Evidence(name=name, value=rate.value, n=rate.n, low=low, high=high, better="lower", source=source)
+
+
+MAKER = Stage(make, _maker_options)
+OBJECTIVE = Stage(align, _training_options, resumable=True)
+REWARD = Stage(reward, _reward_options, takes_model=False)
+GUARD = Stage(guard, _guard_options, takes_model=False)
+GATE = Stage(govern, _gate_options, takes_model=False)

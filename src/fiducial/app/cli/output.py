@@ -1,0 +1,177 @@
+"""What reaches the terminal: results on stdout, everything else on stderr, hostile text made harmless.
+
+Attack strings and model answers may hold terminal escapes, and no caller should have to remember that: every path to the terminal
+goes through `clean`. With `--json` one object is printed, also when the command failed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TextIO
+
+from fiducial.core.errors import FiducialError
+
+KINDS = ("usage", "error", "config", "data", "method", "model", "endpoint", "missing_extra", "storage", "ledger", "interrupted", "internal")
+"""Every value that `error.kind` of a failed command can have."""
+
+ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[PX^_][^\x1b]*(?:\x1b\\)?|[ -/]*[0-~])|\x9b[0-?]*[ -/]*[@-~]")
+"""ECMA-48 sequences: control sequences, operating-system commands, strings, two-character escapes."""
+
+# C0 and C1 controls without tab and newline; marks that reorder or hide text (bidirectional overrides, zero widths, tags)
+HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff\U000e0000-\U000e007f]|[\ud800-\udfff]")
+
+
+def clean(text: str) -> str:
+    r"""`text` without terminal escapes, control characters and marks that reorder or hide text; tabs and newlines stay.
+
+    >>> clean("a\x1b[31mred\x1b[0m\x07b")
+    'aredb'
+    """
+    return HIDDEN.sub("", ESCAPES.sub("", text))
+
+
+def one_line(text: str, width: int = 0) -> str:
+    """`clean` text folded to one line, cut to `width` characters where that is positive.
+
+    >>> one_line("two\\nlines of text", 10)
+    'two lines…'
+    """
+    folded = " ".join(clean(text).split())
+    return folded if width <= 0 or len(folded) <= width else folded[: width - 1].rstrip() + "…"
+
+
+def tell(stream: TextIO, text: str) -> None:
+    """Writes one line; a reader that has gone away (`| head`) is no reason to stop the work."""
+    try:
+        stream.write(text + "\n")
+        stream.flush()
+    except BrokenPipeError:
+        _silence(stream)
+
+
+def _silence(stream: TextIO) -> None:
+    """Lets later writes, and the flush at exit, go nowhere."""
+    try:
+        descriptor = stream.fileno()
+    except (OSError, ValueError):
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, descriptor)
+    os.close(nowhere)
+
+
+def coloured(stream: TextIO) -> bool:
+    """Whether `stream` is a terminal that may be given colours (NO_COLOR and TERM=dumb are respected)."""
+    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Rows under headings. Cells are text; numeric columns are named in `right`."""
+
+    columns: tuple[str, ...]
+    rows: list[tuple[str, ...]] = field(default_factory=list)
+    title: str = ""
+    right: frozenset[str] = frozenset()
+
+    def plain(self) -> list[str]:
+        """Aligned lines with two spaces between columns: what a pipe gets."""
+        cells = [self.columns, *[tuple(one_line(c) for c in row) for row in self.rows]]
+        widths = [max(len(row[i]) for row in cells) for i in range(len(self.columns))]
+        lines = [self.title] if self.title else []
+        for row in cells:
+            parts = [c.rjust(w) if name in self.right else c.ljust(w) for c, w, name in zip(row, widths, self.columns, strict=True)]
+            lines.append("  ".join(parts).rstrip())
+        return lines
+
+
+@dataclass(slots=True)
+class Output:
+    """Where a command writes. `run` is the id of the run that it made, once there is one."""
+
+    json: bool = False
+    quiet: bool = False
+    debug: bool = False
+    run: str | None = None
+    resume: str = ""
+    """The command that goes on after an interruption; printed as the last line then."""
+    captured: dict[str, Any] | None = None
+    """Where the result goes instead of stdout, when the command is a part of another."""
+
+    @classmethod
+    def of(cls, args: Sequence[str]) -> Output:
+        """The switches as they stand anywhere on the command line, so that even a line that does not parse is answered in kind."""
+        before = list(args[: args.index("--")]) if "--" in args else list(args)
+        return cls(json="--json" in before, quiet="--quiet" in before or "-q" in before, debug="--debug" in before)
+
+    def result(self, data: Any, *parts: str | Table, run: str | None = None) -> None:
+        """The result on stdout: the JSON object with --json, otherwise `parts` (lines and tables)."""
+        self.run = run or self.run
+        if self.captured is not None:
+            self.captured["data"] = json.loads(json.dumps(data, default=_plain))
+            return
+        if self.json:
+            self._object({"ok": True, "data": data, "run": self.run})
+            return
+        for part in parts:
+            if isinstance(part, Table):
+                self._table(part)
+            else:
+                tell(sys.stdout, clean(part))
+
+    def note(self, text: str) -> None:
+        """A remark on stderr, unless --quiet."""
+        if not self.quiet:
+            tell(sys.stderr, clean(text))
+
+    def fail(self, kind: str, message: str, hint: str = "") -> None:
+        """A failure: the JSON object on stdout with --json, and otherwise two lines on stderr, also with --quiet."""
+        if self.json:
+            self._object({"ok": False, "error": {"kind": kind, "message": clean(message), "hint": clean(hint)}, "run": self.run})
+            return
+        tell(sys.stderr, f"error: {one_line(message)}" + (f"\nhint: {one_line(hint)}" if hint else ""))
+
+    def refuse(self, error: FiducialError) -> None:
+        """`fail` with the text of an error that the user can mend."""
+        self.fail(error.kind, error.message, error.hint)
+
+    def _object(self, body: dict[str, Any]) -> None:
+        # ASCII escapes keep control characters of model output out of a terminal and are valid JSON for everyone
+        tell(sys.stdout, json.dumps(body, ensure_ascii=True, default=_plain))
+
+    def _table(self, table: Table) -> None:
+        if not sys.stdout.isatty():
+            tell(sys.stdout, "\n".join(table.plain()))
+            return
+        from rich import box
+        from rich.console import Console
+        from rich.table import Table as RichTable
+        from rich.text import Text
+
+        drawn = RichTable(title=Text(table.title) if table.title else None, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
+        for name in table.columns:
+            drawn.add_column(Text(name), justify="right" if name in table.right else "left", overflow="fold")
+        for row in table.rows:
+            drawn.add_row(*(Text(one_line(cell)) for cell in row))
+        Console(file=sys.stdout, no_color=not coloured(sys.stdout), highlight=False).print(drawn)
+
+
+def _plain(value: Any) -> Any:
+    """What JSON can hold of a path, a record, a set or another collection."""
+    from fiducial.core.records import Record
+
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, Record):
+        return value.model_dump(mode="json")
+    if isinstance(value, set | frozenset):
+        return sorted(value)
+    if isinstance(value, Iterable):
+        return list(value)
+    return str(value)

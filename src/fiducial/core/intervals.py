@@ -1,0 +1,138 @@
+"""Intervals and paired comparisons for figures that leave the program.
+
+Wilson for one rate, normal for one mean, McNemar (exact) and paired differences for two models on the same items.
+All intervals are two-sided at 95 % unless `z` says otherwise. Source: "Adding Error Bars to Evals", arXiv:2411.00640;
+for rates near 0 or 1 the normal interval is too narrow (arXiv:2503.01747), hence Wilson and Newcombe.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from math import comb, isnan, sqrt
+
+Z95 = 1.959963984540054
+"""Two-sided 95 % point of the normal distribution."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """`hits` out of `n` independent trials.
+
+    >>> str(Rate(2, 40))
+    '2/40 = 5% (1% to 17%)'
+    """
+
+    hits: int
+    n: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.hits <= self.n:
+            raise ValueError(f"hits must lie in 0..n, got {self.hits} of {self.n}")
+
+    @property
+    def value(self) -> float:
+        """The share in [0, 1]; NaN when nothing was tried."""
+        return self.hits / self.n if self.n else float("nan")
+
+    def interval(self, z: float = Z95) -> tuple[float, float]:
+        """Wilson score interval; (0, 1) when nothing was tried."""
+        if self.n == 0:
+            return 0.0, 1.0
+        p, s = self.hits / self.n, z * z / self.n
+        centre, half = p + s / 2, z * sqrt(p * (1 - p) / self.n + s / (4 * self.n))
+        # at the ends the formula gives exactly 0 or 1, and rounding can pass them by 1e-17
+        low = 0.0 if self.hits == 0 else (centre - half) / (1 + s)
+        high = 1.0 if self.hits == self.n else (centre + half) / (1 + s)
+        return low, high
+
+    def __add__(self, other: Rate) -> Rate:
+        return Rate(self.hits + other.hits, self.n + other.n)
+
+    def __str__(self) -> str:
+        if self.n == 0:
+            return "not measured (n = 0)"
+        low, high = self.interval()
+        return f"{self.hits}/{self.n} = {self.value:.0%} ({low:.0%} to {high:.0%})"
+
+
+@dataclass(frozen=True, slots=True)
+class Mean:
+    """A mean with its standard error, from `n` items (in `clusters` clusters where items come in groups)."""
+
+    value: float
+    se: float
+    n: int
+    clusters: int | None = None
+
+    def interval(self, z: float = Z95) -> tuple[float, float]:
+        """Normal interval `value +- z * se`."""
+        if isnan(self.se):
+            return float("-inf"), float("inf")
+        return self.value - z * self.se, self.value + z * self.se
+
+    def __str__(self) -> str:
+        low, high = self.interval()
+        return f"{self.value:.3g} ({low:.3g} to {high:.3g}, n = {self.n})"
+
+
+def mean(values: Sequence[float], clusters: Sequence[Hashable] | None = None) -> Mean:
+    """Mean of `values` with its standard error; clustered when `clusters` names a cluster per value.
+
+    Unclustered: sample standard deviation over sqrt(n). Clustered: sqrt of the sum of squared cluster sums of residuals
+    over n, times sqrt(C / (C - 1)) for C clusters, as Inspect does. NaN standard error when it cannot be estimated.
+    """
+    n = len(values)
+    if n == 0:
+        return Mean(float("nan"), float("nan"), 0)
+    centre = sum(values) / n
+    if clusters is None:
+        se = sqrt(sum((v - centre) ** 2 for v in values) / (n - 1) / n) if n > 1 else float("nan")
+        return Mean(centre, se, n)
+    if len(clusters) != n:
+        raise ValueError(f"{n} values but {len(clusters)} cluster labels")
+    sums: dict[Hashable, float] = {}
+    for v, c in zip(values, clusters, strict=True):
+        sums[c] = sums.get(c, 0.0) + (v - centre)
+    count = len(sums)
+    se = sqrt(sum(s * s for s in sums.values())) / n * sqrt(count / (count - 1)) if count > 1 else float("nan")
+    return Mean(centre, se, n, clusters=count)
+
+
+def paired_difference(after: Sequence[float], before: Sequence[float], clusters: Sequence[Hashable] | None = None) -> Mean:
+    """Mean of `after - before` over the same items, in the same order."""
+    return mean([a - b for a, b in zip(after, before, strict=True)], clusters)
+
+
+def mcnemar(only_a: int, only_b: int) -> float:
+    """Exact two-sided p-value that `only_a` and `only_b` discordant pairs differ by chance; 1.0 without any.
+
+    >>> round(mcnemar(1, 9), 4)
+    0.0215
+    """
+    n = only_a + only_b
+    if n == 0:
+        return 1.0
+    tail = sum(comb(n, i) for i in range(min(only_a, only_b) + 1)) / 2**n
+    return min(1.0, 2 * tail)
+
+
+def difference(a: Rate, b: Rate, z: float = Z95) -> tuple[float, float, float]:
+    """`a - b` of two independent rates with Newcombe's interval (1998, method 10): (value, low, high)."""
+    (la, ua), (lb, ub) = a.interval(z), b.interval(z)
+    if not (a.n and b.n):
+        return float("nan"), -1.0, 1.0
+    d = a.value - b.value
+    low = d - sqrt((a.value - la) ** 2 + (ub - b.value) ** 2)
+    high = d + sqrt((ua - a.value) ** 2 + (b.value - lb) ** 2)
+    return d, max(-1.0, low), min(1.0, high)
+
+
+def corrected_rate(observed: float, *, tpr: float, fpr: float) -> float | None:
+    """Rogan-Gladen estimate of the true rate behind a judge with known errors, clipped to [0, 1].
+
+    None when the judge tells nothing (tpr <= fpr).
+    """
+    if tpr <= fpr:
+        return None
+    return min(1.0, max(0.0, (observed - fpr) / (tpr - fpr)))

@@ -1,0 +1,145 @@
+"""The roles a method can have: what it takes and what it gives.
+
+A method is a frozen dataclass whose fields are its options, in one file `<area>/<method>.py`. Its name is its path.
+Roles are abstract; methods are final. To vary a method, wrap it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from fiducial.core.records import Attempt, Conversation, Decision, Evidence, Finding, Group, Prompt, Score, Verdict
+
+if TYPE_CHECKING:
+    import torch
+
+    from fiducial.models.base import Model, WhiteBox
+    from fiducial.training.objective import GroupLogProbs
+
+Sink = Callable[[Any], None]
+"""Called with each record as soon as it exists, so that an interrupted run keeps what was done."""
+
+
+def ignore(_: Any) -> None:
+    """A sink that keeps nothing."""
+
+
+class Method(ABC):
+    """A technique from the literature. Options are dataclass fields, each with a docstring."""
+
+    maturity: ClassVar[Literal["stable", "trial"]] = "stable"
+    tags: ClassVar[tuple[str, ...]] = ()
+    """Identifiers in public catalogues, for example OWASP LLM or MITRE ATLAS."""
+
+    @property
+    def name(self) -> str:
+        """`<area>/<method>`, from the module's path."""
+        parts = type(self).__module__.split(".")
+        return "/".join(parts[-2:])
+
+    def options(self) -> dict[str, Any]:
+        """The options as plain values; roles given as options are named by their own name."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
+        return {k: v.name if isinstance(v, Method) else v for k, v in values.items()}
+
+
+class Attack(Method):
+    """Turns goals into attempts on a model. Success is judged by someone else."""
+
+    family: ClassVar[str]
+    """The technique. Families, not single attacks, are held out when a repair is proved."""
+
+    @abstractmethod
+    def run(self, model: Model, prompts: Sequence[Prompt], *, seed: int = 0, max_tokens: int = 64, sink: Sink = ignore) -> list[Attempt]:
+        """One attempt per prompt, in order; each also goes to `sink` as it comes. Nothing in `prompts` changes."""
+
+
+class Judge(Method):
+    """Gives a verdict on attempts."""
+
+    @abstractmethod
+    def judge(self, attempts: Sequence[Attempt]) -> list[Verdict]:
+        """One verdict per attempt, in order. What cannot be judged is `not_scored`, never safe."""
+
+
+@dataclass(frozen=True, slots=True)
+class SuiteResult:
+    """Figures of one suite on one model and the record of every item."""
+
+    scores: list[Score]
+    items: list[dict[str, Any]]
+    """Per item: what was asked, what came, how it was scored."""
+
+
+class Suite(Method):
+    """A fixed set of items with a scorer."""
+
+    @abstractmethod
+    def run(self, model: Model, *, limit: int | None = None, seed: int = 0, sink: Sink = ignore) -> SuiteResult:
+        """Runs the first `limit` items (all when None)."""
+
+
+class Inspector(Method):
+    """Looks into a model for what its outputs may not show."""
+
+    @abstractmethod
+    def inspect(self, model: WhiteBox, base: WhiteBox | None = None) -> list[Finding]:
+        """Findings about `model`, compared with `base` where one is given."""
+
+
+class Maker(Method):
+    """Produces groups to train on."""
+
+    @abstractmethod
+    def make(self, attempts: Sequence[Attempt], model: Model, *, seed: int = 0, sink: Sink = ignore) -> list[Group]:
+        """Groups for the judged `attempts`, in order; an attempt that yields none is left out."""
+
+
+class Objective(Method):
+    """A loss over groups: a pure function of log-probabilities."""
+
+    needs_reference: ClassVar[bool] = False
+    """Whether reference log-probabilities must be supplied."""
+    learning_rate: ClassVar[float] = 1e-5
+    """Default for full fine-tuning, from the paper; LoRA takes ten times this."""
+    per_token: ClassVar[bool] = False
+    """Whether losses are sums over tokens, to be divided by the tokens of the whole step; else by its groups."""
+
+    @abstractmethod
+    def __call__(self, policy: GroupLogProbs, reference: GroupLogProbs | None = None) -> torch.Tensor:
+        """Loss per group, shape [G], float32, in nats."""
+
+    def metrics(self, policy: GroupLogProbs, reference: GroupLogProbs | None = None) -> dict[str, float]:
+        """Figures worth logging beside the loss, means over the groups."""
+        return {}
+
+
+class Reward(Method):
+    """Scores completions."""
+
+    @abstractmethod
+    def score(self, groups: Sequence[Group]) -> list[tuple[float | None, ...]]:
+        """One value per completion of each group, higher is better; None where it cannot be scored."""
+
+
+class Guard(Method):
+    """Stands between a user and a model."""
+
+    @abstractmethod
+    def check(self, conversation: Conversation) -> tuple[Verdict, Conversation]:
+        """The verdict, and the conversation to go on with (rewritten or unchanged)."""
+
+
+class Gate(Method):
+    """Decides from evidence whether a model may go on."""
+
+    @abstractmethod
+    def decide(self, evidence: Sequence[Evidence]) -> Decision:
+        """Pass, fail or insufficient, with a reason per rule. Missing evidence never passes."""
+
+
+ROLES: dict[str, type[Method]] = {r.__name__: r for r in (Attack, Judge, Suite, Inspector, Maker, Objective, Reward, Guard, Gate)}
+"""Roles by class name, as a method file writes them in its class statement."""

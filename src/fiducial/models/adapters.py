@@ -1,0 +1,94 @@
+"""Adapters of peft: put on a model without copying it, and saved with the name of the model they belong to."""
+
+from __future__ import annotations
+
+import copy
+import json
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fiducial.core.errors import ModelError
+
+if TYPE_CHECKING:
+    import torch
+
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+BASE = "base.json"
+"""Beside the adapter: how fiducial opens its base model, for example {"uri": "smollm2"}. peft itself only knows folders and hub names."""
+
+
+def is_adapted(module: torch.nn.Module) -> bool:
+    """Whether peft wraps it. Does not import peft, which takes seconds: without it nothing can be wrapped."""
+    peft: Any = sys.modules.get("peft")
+    return peft is not None and isinstance(module, peft.PeftModel)
+
+
+def base_of(folder: Path) -> str:
+    """How the base model of the adapter in `folder` is opened. Raises ModelError where the folder does not say."""
+    for name, key in ((BASE, "uri"), (CONFIG, "base_model_name_or_path")):
+        try:
+            uri = json.loads((folder / name).read_text(encoding="utf-8")).get(key)
+        except (OSError, ValueError, AttributeError):
+            continue
+        if uri:
+            beside = folder / uri
+            return str(beside.resolve()) if beside.is_dir() else str(uri)
+    raise ModelError(f"{folder} holds an adapter but does not say of which model", hint=f"write base_model_name_or_path into its {CONFIG}")
+
+
+def put_on(module: torch.nn.Module, folder: Path) -> torch.nn.Module:
+    """A model with the adapter in `folder`; it shares its weights with `module`, which stays as it was."""
+    if not (folder / WEIGHTS).is_file():
+        raise ModelError(f"{folder} holds no {WEIGHTS}", hint="give a folder that `save` or peft's save_pretrained wrote as safetensors")
+    from peft import PeftModel
+    from safetensors import SafetensorError
+
+    try:
+        with _calm():
+            adapted: torch.nn.Module = PeftModel.from_pretrained(sharing(module), str(folder), local_files_only=True)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        raise ModelError(f"the adapter in {folder} does not fit: {first_line(error)}", hint="open it on the model it was trained on") from error
+    return adapted.eval()
+
+
+def add(module: torch.nn.Module, config: Any) -> torch.nn.Module:
+    """A model with a new, trainable adapter of this peft configuration; it shares its weights with `module`, which stays as it was."""
+    from peft import get_peft_model
+
+    with _calm():
+        adapted: torch.nn.Module = get_peft_model(sharing(module), config)
+    return adapted.eval()
+
+
+def sharing(module: torch.nn.Module) -> torch.nn.Module:
+    """A copy of the structure around the same memory: layers can be replaced in one without the other noticing."""
+    import torch
+
+    memo: dict[int, Any] = {id(p): torch.nn.Parameter(p.detach(), requires_grad=p.requires_grad) for p in module.parameters()}
+    memo |= {id(b): b for b in module.buffers()}
+    return copy.deepcopy(module, memo)
+
+
+def save(module: torch.nn.Module, folder: Path, *, base: str) -> None:
+    """Writes the adapter, and `base` beside it."""
+    wrapped: Any = module
+    wrapped.save_pretrained(str(folder))
+    (folder / BASE).write_text(json.dumps({"uri": base}), encoding="utf-8")
+
+
+@contextmanager
+def _calm() -> Iterator[None]:
+    """peft 0.21 asks for an attribute that transformers 5.23 has renamed, which is no concern of the user."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*gradient_checkpointing", category=FutureWarning)
+        yield
+
+
+def first_line(error: Exception) -> str:
+    """The first line of a foreign error's text; the rest is advice about a library the user did not call."""
+    return str(error).strip().partition("\n")[0]

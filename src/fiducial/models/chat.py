@@ -1,0 +1,118 @@
+"""How a conversation becomes token ids.
+
+The text is the chat template's, up to and including the header of the answer; what the assistant says follows verbatim, and the
+template's end-of-turn token closes it. Prompt and completion are tokenised together, because tokens merge across their border.
+Special tokens written out in a message become special tokens, as they do in every server that applies chat templates to text.
+"""
+
+from __future__ import annotations
+
+import warnings
+from functools import cached_property
+from typing import Any
+
+from jinja2 import TemplateError
+
+from fiducial.core.errors import DataError
+from fiducial.core.records import Conversation, Message
+
+PROBE = "fiducial"
+"""Stands for an answer when the template is asked what comes after one."""
+
+
+class Chat:
+    """The chat format of one tokenizer.
+
+    A tokenizer without a template gets the bare text: turns are separated by a blank line, and an answer follows its turn directly.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        self._warned = False
+
+    def render(self, conversation: Conversation) -> str:
+        """The text that the model continues. Raises DataError where the template refuses the conversation."""
+        turns, begun = conversation, ""
+        if conversation and conversation[-1].role == "assistant":
+            turns, begun = conversation[:-1], conversation[-1].content
+        if not self.tokenizer.chat_template:
+            return self._bare(turns) + begun
+        try:
+            return self._template(turns, open_answer=True) + begun
+        except (TemplateError, TypeError) as error:
+            raise DataError(
+                f"the model's chat template refuses this conversation: {error}", hint="check the roles and their order; some models take no system turn"
+            ) from error
+
+    def encode(self, conversation: Conversation, completion: str | None = None, *, end: bool = True) -> tuple[list[int], int]:
+        """Token ids, and where the completion starts: the longest prefix shared with the prompt alone.
+
+        `end` closes the completion with the end-of-turn token. Raises DataError for text that is not Unicode.
+        """
+        prompt = self.render(conversation)
+        ids = self._ids(prompt)
+        if completion is None:
+            return ids, len(ids)
+        whole = self._ids(prompt + completion + (self.end if end else ""))
+        start = next((i for i, (a, b) in enumerate(zip(ids, whole, strict=False)) if a != b), min(len(ids), len(whole)))
+        return whole, start
+
+    def decode(self, tokens: tuple[int, ...] | list[int]) -> str:
+        """The text of completion tokens, special tokens left out."""
+        text: str = self.tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return text
+
+    @cached_property
+    def end(self) -> str:
+        """The end-of-turn token as text: what the template writes after an answer, else the tokenizer's end token, else nothing."""
+        if self.tokenizer.chat_template:
+            try:
+                turns = (Message(role="user", content="a"), Message(role="assistant", content=PROBE))
+                tail = self._template(turns, open_answer=False).rpartition(PROBE)[2]
+            except (TemplateError, TypeError):
+                tail = ""
+            special = {str(token) for token in self.tokenizer.added_tokens_decoder.values()}
+            for token in self.tokenizer.convert_ids_to_tokens(self.tokenizer(tail, add_special_tokens=False)["input_ids"]):
+                if token in special:
+                    return str(token)
+        return str(self.tokenizer.eos_token or "")
+
+    @cached_property
+    def end_ids(self) -> frozenset[int]:
+        """Ids of the end-of-turn token and of the tokenizer's end token."""
+        ids = {self.tokenizer.eos_token_id, self.tokenizer.convert_tokens_to_ids(self.end) if self.end else None}
+        return frozenset(i for i in ids if i is not None)
+
+    @cached_property
+    def _bos(self) -> int | None:
+        """The begin token, where the tokenizer puts one before every text."""
+        first = self.tokenizer("a")["input_ids"][:1]
+        return self.tokenizer.bos_token_id if first == [self.tokenizer.bos_token_id] else None
+
+    def _ids(self, text: str) -> list[int]:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise DataError(f"the text is not Unicode: {error.reason} at character {error.start}", hint="replace lone surrogates") from error
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        bos = self.tokenizer.bos_token_id
+        # exactly one begin token: the template may have written it, the tokenizer may expect it, or both
+        if self._bos is not None and ids[:1] != [bos]:
+            return [self._bos, *ids]
+        while bos is not None and ids[:2] == [bos, bos]:
+            ids = ids[1:]
+        return ids
+
+    def _template(self, turns: Conversation, *, open_answer: bool) -> str:
+        messages = [{"role": turn.role, "content": turn.content} for turn in turns]
+        text: str = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=open_answer)
+        return text
+
+    def _bare(self, turns: Conversation) -> str:
+        if not self._warned:
+            self._warned = True
+            warnings.warn("this model has no chat template: it gets the bare text of the turns", UserWarning, stacklevel=4)
+        text = ""
+        for turn in turns:
+            text += turn.content if turn.role == "assistant" or not text else "\n\n" + turn.content
+        return text

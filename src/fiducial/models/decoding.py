@@ -1,0 +1,307 @@
+"""Cached forwards of many rows of different lengths, and the check whether a model can be run that way.
+
+Slots are positions: slot `j` of a row holds the key and the value of its token `j`. So rows of any length stand side by side
+without padding between them, and masks with windows are exact.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+__all__ = ["Decoder", "base_of", "mask_style"]
+
+log = logging.getLogger(__name__)
+
+MaskStyle = Literal["one", "each"]
+"""`one`: one mask for all layers. `each`: a mask for each kind of layer, by its name in `config.layer_types`."""
+
+PREFILL_TOKENS = 1024
+"""Padded prompt tokens per forward; on a CPU the time per token is flat from 400 to 1600."""
+CHECKED_WINDOW = 128
+"""Attention windows up to this many tokens are put to the test; beyond them longer texts are left to the model's own `generate`."""
+AGREEMENT = {torch.float64: 1e-4, torch.float32: 1e-4}
+"""Mean difference of logits, in their standard deviations, up to which two forwards are equal."""
+AGREEMENT_16_BITS = 0.1
+"""The same in 16 bits, where two plain forwards of different shape were 0.01 to 0.05 apart (SmolLM2-135M), as far as each from 32 bits."""
+
+_NAME = "fiducial_rows"
+_REFUSALS = (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError)
+_styles: dict[tuple[object, ...], MaskStyle | None] = {}
+
+
+def base_of(module: Any) -> Any:
+    """The causal language model itself, without peft's wrapper."""
+    return module.get_base_model() if hasattr(module, "get_base_model") else module
+
+
+class _Prefill(Cache):  # type: ignore[misc]
+    """Keeps new keys and values by layer, and puts those of a shared beginning (one row) before them."""
+
+    def __init__(self, shared: dict[int, tuple[Tensor, Tensor]], length: int) -> None:
+        super().__init__(layers=[])
+        self.shared, self.length = shared, length
+        self.new: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        self.new[layer_idx] = (key_states, value_states)
+        if not self.shared:
+            return key_states, value_states
+        b = key_states.shape[0]
+        key, value = self.shared[layer_idx]
+        return torch.cat([key.expand(b, -1, -1, -1), key_states], 2), torch.cat([value.expand(b, -1, -1, -1), value_states], 2)
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return self.length
+
+
+class _Slots(Cache):  # type: ignore[misc]
+    """Keys and values [rows, heads, slots, width] by layer. The first `active` rows are in use, and `reach` slots of them are read."""
+
+    def __init__(self, rows: int, slots: int) -> None:
+        super().__init__(layers=[])
+        self.rows, self.slots = rows, slots
+        self.held: dict[int, tuple[Tensor, Tensor]] = {}
+        self.reach = 0
+        self.at: Tensor = torch.empty(0)
+        self.by_heads: dict[int, Tensor] = {}
+
+    def aim(self, positions: Tensor) -> None:
+        """The next `update` writes row `i` at `positions[i]`."""
+        self.reach = int(positions.max()) + 1
+        self.at = positions
+        self.by_heads.clear()
+
+    def _index(self, heads: int) -> Tensor:
+        if heads not in self.by_heads:
+            line = torch.arange(len(self.at) * heads, device=self.at.device).view(-1, heads)
+            self.by_heads[heads] = (line * self.slots + self.at[:, None]).flatten()
+        return self.by_heads[heads]
+
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        keys, values = self.held[layer_idx]
+        b, heads, _, width = key_states.shape
+        at = self._index(heads)
+        keys.view(-1, width).index_copy_(0, at, key_states.reshape(-1, width))
+        values.view(-1, values.shape[-1]).index_copy_(0, at, value_states.reshape(-1, values.shape[-1]))
+        return keys[:b, :, : self.reach], values[:b, :, : self.reach]
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return self.reach - 1
+
+    def put(self, layer: int, start: int, rows: Tensor, new: tuple[Tensor, Tensor], source: Tensor) -> None:
+        """Row `rows[i]` gets, from slot `start` on, what `new` [b, heads, n, width] holds in row `source[i]`."""
+        if layer not in self.held:
+            # Zeros: slots not yet written are masked, but a chance NaN in them would not be.
+            self.held[layer] = tuple(states.new_zeros(self.rows, states.shape[1], self.slots, states.shape[3]) for states in new)  # type: ignore[assignment]
+        for held, states in zip(self.held[layer], new, strict=True):
+            n = min(states.shape[2], self.slots - start)
+            held[rows, :, start : start + n] = states[source, :, :n]
+
+    def move(self, source: Sequence[int], target: Sequence[int], length: int) -> None:
+        """Copies the first `length` slots of rows over those of others; no row may be in both."""
+        for pair in self.held.values():
+            for held in pair:
+                held[target, :, :length] = held[source, :, :length]
+
+
+def _masks(config: Any, style: MaskStyle, positions: Tensor, keys: int, dtype: torch.dtype) -> Any:
+    """Additive masks [B, 1, Q, keys] for queries at `positions` [B, Q]; key `j` stands at position `j`."""
+    back = positions[:, None, :, None] - torch.arange(keys, device=positions.device)
+    window, chunk = getattr(config, "sliding_window", None), getattr(config, "attention_chunk_size", None)
+
+    def additive(kind: str) -> Tensor:
+        hidden = back < 0
+        if kind == "sliding_attention" and window:
+            hidden |= back >= window
+        if kind == "chunked_attention" and chunk:
+            hidden |= (positions[:, None, :, None] - back) // chunk != positions[:, None, :, None] // chunk
+        return torch.zeros(back.shape, dtype=dtype, device=back.device).masked_fill_(hidden, torch.finfo(dtype).min)
+
+    kinds = _layer_kinds(config)
+    return additive(next(iter(kinds))) if style == "one" else {kind: additive(kind) for kind in sorted(kinds)}
+
+
+def _layer_kinds(config: Any) -> set[str]:
+    kinds = getattr(config, "layer_types", None)
+    return set(kinds) if kinds else {"sliding_attention" if getattr(config, "sliding_window", None) else "full_attention"}
+
+
+class Decoder:
+    """Runs rows of token sequences side by side with a cache of `rows` x `slots` tokens."""
+
+    def __init__(self, module: Any, style: MaskStyle, shared: Sequence[int], *, rows: int, slots: int) -> None:
+        self.module, self.style = module, style
+        base = base_of(module)
+        self.config = base.config.get_text_config()
+        self.dtype, self.device, self.head = base.dtype, base.device, base.get_output_embeddings()
+        self.cache = _Slots(rows, slots)
+        self.shared: dict[int, tuple[Tensor, Tensor]] = {}
+        self.start = len(shared)
+        if shared:
+            cache = _Prefill({}, 0)
+            self._forward(cache, torch.tensor([list(shared)]), torch.arange(len(shared))[None], len(shared), torch.zeros(1, dtype=torch.long))
+            self.shared = cache.new
+
+    def prefill(self, prompts: Sequence[Sequence[int]], places: Sequence[Sequence[int]]) -> Iterator[tuple[range, Tensor]]:
+        """Computes prompts (which all begin with `shared`), puts each in the cache rows `places[i]`, and gives (which of them, logits [n, V])."""
+        first = 0
+        while first < len(prompts):
+            last, longest = first, 0
+            while last < len(prompts):
+                longest = max(longest, len(prompts[last]) - self.start)
+                if last > first and longest * (last + 1 - first) > PREFILL_TOKENS:
+                    break
+                last += 1
+            yield range(first, last), self._prefill(prompts[first:last], places[first:last])
+            first = last
+
+    def _prefill(self, prompts: Sequence[Sequence[int]], places: Sequence[Sequence[int]]) -> Tensor:
+        rest = [list(prompt[self.start :]) for prompt in prompts]
+        n = max(map(len, rest))
+        ids = torch.tensor([row + [row[-1]] * (n - len(row)) for row in rest])
+        positions = torch.arange(self.start, self.start + n).expand(len(rest), n)
+        cache = _Prefill(self.shared, self.start)
+        logits = self._forward(cache, ids, positions, self.start + n, torch.tensor([len(row) - 1 for row in rest]))
+        rows = torch.tensor([row for group in places for row in group], device=self.device)
+        source = torch.tensor([i for i, group in enumerate(places) for _ in group], device=self.device)
+        for layer, new in cache.new.items():
+            if self.shared:
+                self.cache.put(layer, 0, rows, self.shared[layer], torch.zeros_like(source))
+            self.cache.put(layer, self.start, rows, new, source)
+        return logits
+
+    def step(self, tokens: Sequence[int], slots: Sequence[int]) -> Tensor:
+        """Adds one token to each of the first `len(tokens)` rows, at its slot; logits [rows, V] of what comes next."""
+        positions = torch.tensor(slots, device=self.device)
+        self.cache.aim(positions)
+        last = torch.zeros(len(tokens), dtype=torch.long)
+        return self._forward(self.cache, torch.tensor(tokens)[:, None], positions[:, None], self.cache.reach, last)
+
+    def _forward(self, cache: Cache, ids: Tensor, positions: Tensor, keys: int, last: Tensor) -> Tensor:
+        """Logits [B, V] after the query `last[i]` of each row; the head sees these positions only."""
+        positions = positions.to(self.device)
+        at = (torch.arange(len(last), device=self.device), last.to(self.device))
+
+        def narrow(_: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+            return (args[0][at][:, None], *args[1:])
+
+        hook = self.head.register_forward_pre_hook(narrow) if ids.shape[1] > 1 else None
+        try:
+            mask = _masks(self.config, self.style, positions, keys, self.dtype)
+            with _row_attention(self.config, self.device):
+                out = self.module(input_ids=ids.to(self.device), attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True)
+        finally:
+            if hook is not None:
+                hook.remove()
+        logits: Tensor = out.logits[:, -1]
+        return logits
+
+
+@contextmanager
+def _row_attention(config: Any, device: torch.device) -> Iterator[None]:
+    """A model on a CPU that uses torch's fused attention attends single tokens by two batched products instead, which is faster."""
+    before = config._attn_implementation
+    if before == "sdpa" and device.type == "cpu":
+        config._attn_implementation = _NAME
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
+
+
+def _attend(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, scaling: float | None = None, **kwargs: Any) -> Any:
+    """Attention of one query per row, heads grouped by the key they share; all else as transformers does it."""
+    if query.shape[2] != 1 or attention_mask is None or kwargs.get("position_bias") is not None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+    b, heads, _, width = query.shape
+    grouped = (query * (width**-0.5 if scaling is None else scaling)).view(b, key.shape[1], -1, width)
+    scores = torch.matmul(grouped, key.transpose(2, 3)).float() + attention_mask
+    out = torch.matmul(torch.softmax(scores, -1).to(value.dtype), value)
+    return out.view(b, 1, heads, -1), None
+
+
+ALL_ATTENTION_FUNCTIONS.register(_NAME, _attend)
+ALL_MASK_ATTENTION_FUNCTIONS.register(_NAME, sdpa_mask)
+
+
+@torch.no_grad()
+def mask_style(module: Any, length: int) -> MaskStyle | None:
+    """How `module` takes masks for texts of up to `length` tokens, or None where a `Decoder` does not agree with plain forwards.
+
+    Tried once for each model class, configuration, attention and dtype, on a few short texts.
+    """
+    base = base_of(module)
+    config = base.config.get_text_config()
+    limit = _checked_length(config)
+    if limit is not None and length > limit:
+        return None
+    key = (type(module), type(base), config.to_json_string(), config._attn_implementation, base.dtype, base.device.type)
+    if key not in _styles:
+        _styles[key] = _try_styles(module, config)
+        if _styles[key] is None:
+            log.warning(
+                "%s: cached decoding does not agree with plain forwards, so completions come from its own generate, one prompt at a time", type(base).__name__
+            )
+    return _styles[key]
+
+
+def _checked_length(config: Any) -> int | None:
+    """Texts longer than this are not covered by the check; None where length makes no difference."""
+    limits = []
+    kinds = _layer_kinds(config)
+    for kind, name in (("sliding_attention", "sliding_window"), ("chunked_attention", "attention_chunk_size")):
+        size = getattr(config, name, None)
+        if kind in kinds and size and size > CHECKED_WINDOW:
+            limits.append(size)
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") in ("dynamic", "longrope"):
+        # Frequencies of the whole batch change when its longest row passes this length.
+        limits.append(
+            rope.get("original_max_position_embeddings") or getattr(config, "original_max_position_embeddings", None) or config.max_position_embeddings
+        )
+    return min(limits) if limits else None
+
+
+def _try_styles(module: Any, config: Any) -> MaskStyle | None:
+    kinds = _layer_kinds(config)
+    if not kinds <= {"full_attention", "sliding_attention", "chunked_attention"}:
+        return None
+    sizes = [size for name in ("sliding_window", "attention_chunk_size") if (size := getattr(config, name, None)) and size <= CHECKED_WINDOW]
+    styles: tuple[MaskStyle, ...] = ("one", "each") if len(kinds) == 1 else ("each",)
+    for style in styles:
+        # The boundary to foreign model code: whatever it raises, it cannot be run this way.
+        try:
+            if _agrees(module, style, config.vocab_size, max(sizes, default=0)):
+                return style
+        except _REFUSALS as error:
+            log.debug("mask style %s: %s: %s", style, type(error).__name__, error)
+    return None
+
+
+def _agrees(module: Any, style: MaskStyle, vocabulary: int, window: int) -> bool:
+    """Compares logits after prompts of three lengths with a shared beginning, and after two more tokens, with plain forwards."""
+    texts = [[(7919 * (i + 1) * (1 if i < 3 else row + 2) + 13) % vocabulary for i in range(window + 9 + 2 * row)] for row in range(3)]
+    decoder = Decoder(module, style, texts[0][:3], rows=3, slots=window + 13)
+    prompts = [text[:-2] for text in texts]
+    got = [torch.cat([logits for _, logits in decoder.prefill(prompts, [[0], [1], [2]])])]
+    got += [decoder.step([text[at] for text in texts], [len(text) + at for text in texts]) for at in (-2, -1)]
+    cached_TRV = torch.stack(got).float()
+
+    def plain(ids: Tensor) -> Tensor:
+        logits: Tensor = module(input_ids=ids.to(decoder.device), use_cache=False).logits
+        return logits.float()
+
+    plain_TRV = torch.stack([plain(torch.tensor([text]))[0, -3:] for text in texts], 1)
+    apart = float((cached_TRV - plain_TRV).abs().mean() / plain_TRV.std())
+    log.debug("mask style %s: %.2g standard deviations from plain forwards", style, apart)
+    return apart <= AGREEMENT.get(decoder.dtype, AGREEMENT_16_BITS)

@@ -1,0 +1,276 @@
+"""How a row goes through a network: the anatomy of a causal language model, and its forward pass in every mask form.
+
+Everything here returns states per node of the row, whatever the shape the network saw. Which form is right for a model is not
+decided here but measured by `fiducial.models.selfcheck`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from fiducial.core.errors import ModelError
+from fiducial.models.forest import Row, additive, visible
+
+Mask = Literal["additive", "bool", "dict", "windowed", "flex"]
+"""How a tree mask is handed over: one float mask, one bool mask, one per layer type, one cut to the window, a block mask."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Anatomy:
+    """The parts of a causal language model that scoring needs."""
+
+    causal: Any
+    """The model with its head, without a peft wrapper; adapters inside it stay active."""
+    backbone: nn.Module
+    """What turns token ids into final hidden states."""
+    layers: nn.ModuleList
+    """The blocks, first to last."""
+    scale: float
+    """Raw logits are multiplied by this."""
+    softcap: float | None
+    """Then capped smoothly at this."""
+    window: int | None
+    """Sliding window in positions, where some layer has one."""
+    block: int | None
+    """Attention block length in positions, where some layer has one."""
+    attention: str
+    """Name of the attention implementation."""
+    crossover: float
+    """Row length at which attention costs as much as the linear layers."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where token ids go."""
+        return self.embedding.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the weights."""
+        return self.embedding.weight.dtype
+
+    @property
+    def head(self) -> nn.Module:
+        """The output embedding: hidden states to raw logits. Looked up each time, since peft replaces it."""
+        found: nn.Module = self.causal.get_output_embeddings()
+        return found
+
+    @property
+    def embedding(self) -> nn.Embedding:
+        """The input embedding."""
+        found: nn.Embedding = self.causal.get_input_embeddings()
+        return found
+
+
+def anatomy(module: nn.Module) -> Anatomy:
+    """The parts of `module`, a transformers causal language model, plain or wrapped by peft. Raises ModelError for anything else."""
+    from transformers import PreTrainedModel
+
+    causal: Any = module
+    if not isinstance(module, PreTrainedModel):
+        from peft import PeftModel
+
+        if not isinstance(module, PeftModel):
+            raise ModelError(f"{type(module).__name__} is not a transformers model", hint="open it with AutoModelForCausalLM")
+        if module.active_peft_config.is_prompt_learning:
+            raise ModelError("prompt-learning adapters add tokens of their own, which rows of tries cannot hold", hint="use LoRA, or merge the adapter")
+        causal = module.get_base_model()
+    if causal.get_output_embeddings() is None or causal.base_model is causal:
+        raise ModelError(f"{type(causal).__name__} has no language-model head", hint="open it with AutoModelForCausalLM")
+    settings: dict[str, Any] = causal.config.get_text_config().to_dict()
+    layers = _blocks(causal.base_model, int(settings.get("num_hidden_layers") or 0))
+    return Anatomy(
+        causal=causal,
+        backbone=causal.base_model,
+        layers=layers,
+        scale=_scale(settings),
+        softcap=settings.get("final_logit_softcapping"),
+        window=settings.get("sliding_window"),
+        block=settings.get("attention_chunk_size"),
+        attention=causal.config._attn_implementation or "eager",
+        crossover=_crossover(layers, settings),
+    )
+
+
+def _blocks(backbone: nn.Module, count: int) -> nn.ModuleList:
+    lists = [child for child in backbone.modules() if isinstance(child, nn.ModuleList) and len(child)]
+    exact = [child for child in lists if len(child) == count]
+    if not lists:
+        raise ModelError(f"{type(backbone).__name__} has no list of layers", hint="only models built from a stack of blocks can be scored")
+    return (exact or [max(lists, key=len)])[0]
+
+
+def _scale(settings: dict[str, Any]) -> float:
+    for name in ("logit_scale", "output_multiplier", "lm_head_multiplier"):
+        if settings.get(name) is not None:
+            return float(settings[name])
+    divisor = settings.get("logits_scaling")
+    if divisor is None:
+        return 1.0
+    return float(divisor) if settings.get("model_type") == "hyperclovax" else 1.0 / float(divisor)
+
+
+def _crossover(layers: nn.ModuleList, settings: dict[str, Any]) -> float:
+    weights = sum(parameter.numel() for parameter in layers.parameters() if parameter.ndim > 1)
+    width = (settings.get("head_dim") or 0) * (settings.get("num_attention_heads") or 0) or settings.get("hidden_size") or 1
+    # Operations: 2 per weight and token against 4 per head dimension and pair; attention runs at about half the speed of a product.
+    return max(0.5 * weights / (2.0 * len(layers) * width), 1.0)
+
+
+def tree_mask(row: Row, form: Mask, part: Anatomy) -> Any:
+    """The attention mask of a packed row in one of the forms, [1, 1, N, N] where it is a tensor."""
+    if form == "flex":
+        return _block_mask(row)
+    if form == "bool":
+        return visible(row)[None, None]
+    whole = visible(row)
+    if form == "additive":
+        return additive(whole, part.dtype)[None, None]
+    if form == "windowed":
+        return additive(visible(row, window=part.window, block=part.block), part.dtype)[None, None]
+    masks = {"full_attention": additive(whole, part.dtype)[None, None]}
+    if part.window is not None:
+        masks["sliding_attention"] = additive(visible(row, window=part.window), part.dtype)[None, None]
+    if part.block is not None:
+        masks["chunked_attention"] = additive(visible(row, block=part.block), part.dtype)[None, None]
+    return masks
+
+
+def _block_mask(row: Row) -> Any:
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    end, n = row.end, len(row.ids)
+
+    def sees(_batch: Tensor, _head: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return (k <= q) & (q < end[k])
+
+    return create_block_mask(sees, None, None, n, n, device=str(row.ids.device))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Call:
+    """One call of the network: its arguments, and where the nodes `first` to `last` of the row are in what it returns."""
+
+    inputs: dict[str, Any]
+    batch: Tensor
+    time: Tensor
+    first: int
+    last: int
+
+    def take(self, raw: Tensor, nodes: Tensor) -> Tensor:
+        """States [n, D] of those `nodes` that this call computes, out of [B, T, D]."""
+        here = nodes[(nodes >= self.first) & (nodes < self.last)] - self.first
+        return raw[self.batch[here], self.time[here]]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Wanted:
+    """Which states a pass must hand back; nodes ascending."""
+
+    final: Tensor
+    """Nodes whose final states are wanted, [n]."""
+    layers: Sequence[int] = ()
+    """Blocks whose outputs are wanted."""
+    nodes: Tensor | None = None
+    """Nodes whose block outputs are wanted, [m]."""
+    logits: bool = False
+    """Hand back the model's own logits instead of final states."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class States:
+    """What a pass handed back."""
+
+    final: Tensor
+    """[n, D], or [n, V] when logits were wanted."""
+    layers: dict[int, Tensor]
+    """Block -> [m, D]."""
+
+
+def run(part: Anatomy, row: Row, wanted: Wanted, *, mask: Mask | None = None, masked: bool = False) -> States:
+    """Sends one row, already on the model's device, through the network.
+
+    A "tree" row needs its `mask` form. A "padded" row is right-padded; `masked` hands over a 2D mask for models that look at padding
+    on the right. A "kv" row is run in two calls and cannot be differentiated through the second.
+    """
+    final: list[Tensor] = []
+    caught: dict[int, list[Tensor]] = {layer: [] for layer in wanted.layers}
+    for call in _calls(part, row, mask, masked):
+        with _capture(part, call, wanted, caught):
+            if wanted.logits:
+                final.append(call.take(part.causal(**call.inputs).logits, wanted.final))
+            else:
+                final.append(call.take(part.backbone(**call.inputs)[0], wanted.final))
+    return States(torch.cat(final), {layer: torch.cat(pieces) for layer, pieces in caught.items()})
+
+
+@contextmanager
+def _capture(part: Anatomy, call: _Call, wanted: Wanted, caught: dict[int, list[Tensor]]) -> Iterator[None]:
+    handles = []
+    for layer in wanted.layers:
+
+        def keep(_module: nn.Module, _args: Any, output: Any, *, layer: int = layer) -> None:
+            assert wanted.nodes is not None
+            caught[layer].append(call.take(output if isinstance(output, Tensor) else output[0], wanted.nodes))
+
+        handles.append(part.layers[layer].register_forward_hook(keep))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _calls(part: Anatomy, row: Row, mask: Mask | None, masked: bool) -> Iterator[_Call]:
+    if row.form == "padded":
+        yield _padded_call(row, masked)
+    elif row.form == "kv":
+        yield from _kv_calls(part, row)
+    else:
+        yield _tree_call(part, row, mask)
+
+
+def _tree_call(part: Anatomy, row: Row, mask: Mask | None) -> _Call:
+    inputs: dict[str, Any] = {"input_ids": row.ids[None], "use_cache": False}
+    if not row.chain:
+        if mask is None:
+            raise ModelError("a packed row needs a mask form", hint="let the engine choose the back end")
+        inputs |= {"position_ids": row.pos[None], "attention_mask": tree_mask(row, mask, part)}
+    time = torch.arange(len(row.ids), device=row.ids.device)
+    return _Call(inputs, torch.zeros_like(time), time, 0, len(time))
+
+
+def _padded_call(row: Row, masked: bool) -> _Call:
+    if len(row.paths) == 1:
+        return _Call({"input_ids": row.ids[None], "use_cache": False}, row.branch, row.pos, 0, len(row.ids))
+    shape = (len(row.paths), int(row.pos.max()) + 1)
+    # Filled with a token that does occur: transformers warns about rows that end in the padding token and come without a mask.
+    ids = row.ids[:1].expand(shape).clone()
+    ids[row.branch, row.pos] = row.ids
+    inputs: dict[str, Any] = {"input_ids": ids, "use_cache": False}
+    if masked:
+        real = row.ids.new_zeros(shape)
+        real[row.branch, row.pos] = 1
+        inputs["attention_mask"] = real
+    return _Call(inputs, row.branch, row.pos, 0, len(row.ids))
+
+
+def _kv_calls(part: Anatomy, row: Row) -> Iterator[_Call]:
+    """The prefix once, then every continuation over a repeated cache. The cache grows in place, so it serves this row only."""
+    from transformers import DynamicCache
+
+    cache = DynamicCache(config=part.causal.config)
+    time = torch.arange(row.prefix, device=row.ids.device)
+    yield _Call({"input_ids": row.ids[None, : row.prefix], "past_key_values": cache, "use_cache": True}, torch.zeros_like(time), time, 0, row.prefix)
+    batch, time = row.branch[row.prefix :], row.pos[row.prefix :] - row.prefix
+    if not len(batch):
+        return
+    cache.batch_repeat_interleave(len(row.paths))
+    ids = row.ids[:1].expand(len(row.paths), int(time.max()) + 1).clone()
+    ids[batch, time] = row.ids[row.prefix :]
+    yield _Call({"input_ids": ids, "past_key_values": cache, "use_cache": True}, batch, time, row.prefix, len(row.ids))

@@ -1,0 +1,161 @@
+import errno
+import json
+import os
+import subprocess
+import sys
+import time
+
+import click
+import pytest
+
+from fiducial import __version__
+from fiducial.app.cli.commands import Command
+from fiducial.app.cli.output import KINDS
+
+HEAVY = ("torch", "transformers", "numpy", "scipy", "sklearn", "accelerate", "peft", "datasets", "inspect_ai", "sqlalchemy", "openai", "jinja2")
+
+
+def process(*args, **kwargs):
+    return subprocess.run([sys.executable, "-m", "fiducial", *args], capture_output=True, text=True, timeout=60, **kwargs)
+
+
+@pytest.mark.parametrize("args", [["--help"], ["methods"], ["explain", "oversee/refusal"], ["attack", "direct", "--help"], ["align", "dpo", "--help"], ["runs"]])
+def test_help_and_listings_load_nothing_heavy(args, tmp_path):
+    code = f"""
+import sys, json
+from fiducial.app.cli.main import cli
+try:
+    cli.main({args!r})
+except SystemExit as end:
+    print(json.dumps([end.code, [m for m in {HEAVY!r} if m in sys.modules]]))
+"""
+    began = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env=os.environ | {"FIDUCIAL_RUNS": str(tmp_path)})
+    print(f"{' '.join(args)}: {time.monotonic() - began:.2f} s")
+    assert json.loads(done.stdout.splitlines()[-1]) == [0, []], done.stderr
+
+
+def test_help_of_the_program_does_not_even_load_pydantic():
+    code = "import sys; from fiducial.app.cli.main import cli\ntry: cli.main(['--help'])\nexcept SystemExit: assert 'pydantic' not in sys.modules"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60).returncode == 0
+
+
+def test_every_command_in_the_help_can_be_made_and_has_the_common_switches(run):
+    from fiducial.app.cli.main import AREAS, RECORDS, cli
+
+    for name in [*RECORDS, *(a for a in AREAS if a in cli.known())]:
+        result = run(name, "--help")
+        assert result.exit_code == 0, name
+        assert "--json" in result.stdout
+        assert "--debug" in result.stdout
+
+
+def test_the_version_is_printed_alone(run, call):
+    assert run("--version").stdout == f"fiducial {__version__}\n"
+    assert call("--version") == ({"ok": True, "data": {"version": __version__}, "run": None}, 0)
+
+
+@pytest.mark.parametrize(
+    ("args", "hint"),
+    [
+        (["atack"], "did you mean 'attack'?"),
+        (["attack", "persna"], "did you mean 'persona'?"),
+        (["methods", "--jsno"], "did you mean '--json'?"),
+        (["attack", "direct", "--max-token", "3"], "did you mean '--max-tokens'?"),
+        (["explain", "refusl"], "did you mean 'oversee/refusal'?"),
+        (["methods", "atack"], "did you mean 'attack'?"),
+    ],
+)
+def test_a_wrong_name_offers_the_nearest_one_and_exits_with_2(run, args, hint):
+    result = run(*args)
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    error, hinted = result.stderr.splitlines()
+    assert error.startswith("error: ")
+    assert hinted == f"hint: {hint}"
+
+
+def test_a_failure_with_json_is_one_object_on_stdout_and_nothing_on_stderr(run):
+    result = run("attack", "persna", "--json")
+    assert json.loads(result.stdout) == {
+        "ok": False,
+        "error": {"kind": "usage", "message": "fiducial attack has no method 'persna'", "hint": "did you mean 'persona'?"},
+        "run": None,
+    }
+    assert result.stderr == ""
+
+
+def test_every_error_of_the_program_has_a_kind_of_the_closed_set():
+    from fiducial.core import errors
+
+    kinds = {e.kind for e in vars(errors).values() if isinstance(e, type) and issubclass(e, errors.FiducialError)}
+    assert kinds <= set(KINDS)
+
+
+def test_a_users_mistake_shows_no_traceback_unless_debug_is_asked_for(run):
+    assert "Traceback" not in run("explain", "nothing").stderr
+    assert "Traceback" in run("explain", "nothing", "--debug").stderr
+
+
+def test_a_fault_of_the_program_is_one_line_with_the_saved_traceback(run, plugin, script):
+    result = run("evaluate", "breaks", script, "-q")
+    assert result.exit_code == 2
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: internal fault, RuntimeError: a fault (traceback: ")
+    with open(line.removesuffix(")").rpartition(" ")[2], encoding="utf-8") as file:
+        assert 'raise RuntimeError("a fault' in file.read()
+    os.remove(line.removesuffix(")").rpartition(" ")[2])
+
+
+def test_a_full_disk_is_a_storage_error_that_says_how_to_go_on(call, plugin, script):
+    body, code = call("evaluate", "breaks", script, "--how", "disk")
+    assert code == 2
+    assert body["error"]["kind"] == "storage"
+    assert body["error"]["message"] == "no space left on the disk while writing /full/items.jsonl"
+    assert "--resume" in body["error"]["hint"]
+    assert os.strerror(errno.ENOSPC) not in body["error"]["message"]
+
+
+def test_an_interrupt_exits_with_130_and_the_last_line_is_the_command_that_starts_again(run, plugin, script):
+    result = run("evaluate", "breaks", script, "--how", "stop")
+    assert result.exit_code == 130
+    assert result.stderr.splitlines()[-1].startswith("start again with: fiducial evaluate breaks scripted:")
+
+
+def test_a_reader_that_goes_away_is_no_error():
+    done = subprocess.Popen([sys.executable, "-m", "fiducial", "methods"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    done.stdout.close()
+    assert done.stderr.read() == b""
+    done.stderr.close()
+    assert done.wait(timeout=60) == 0
+
+
+def test_the_module_can_be_run():
+    done = process("--version")
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"fiducial {__version__}\n", "")
+
+
+def test_no_command_at_all_shows_the_help_on_stderr(run):
+    result = run()
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert "fiducial AREA METHOD [MODEL]" in result.stderr
+
+
+def test_runs_are_where_they_are_asked_to_be_and_only_for_that_command(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("FIDUCIAL_RUNS", "before")
+    assert str(tmp_path / "elsewhere") in run("runs", "--runs", tmp_path / "elsewhere").stdout
+    assert os.environ["FIDUCIAL_RUNS"] == "before"
+
+
+def test_a_command_without_the_program_around_it_still_prints():
+    from click.testing import CliRunner
+
+    @click.command(cls=Command)
+    @click.pass_context
+    def alone(context):
+        from fiducial.app.cli.commands import output_of
+
+        output_of(context).result({}, "done")
+
+    assert CliRunner().invoke(alone, []).stdout == "done\n"

@@ -1,0 +1,132 @@
+from math import inf, isnan, sqrt
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fiducial.core.intervals import Z95, Rate, corrected_rate, difference, mcnemar, mean, paired_difference
+
+# twelve items in four clusters of three; the sums below are worked by hand
+S = [1, 1, 0, 1, 0, 0, 1, 1, 1, 0, 0, 0]
+T = [1, 0, 0, 1, 0, 0, 1, 1, 0, 0, 0, 0]
+CLUSTERS = [c for c in "abcd" for _ in range(3)]
+
+
+def test_the_mean_of_twelve_items_has_the_standard_error_of_the_sample():
+    result = mean(S)
+    assert result.value == 0.5
+    # squared deviations: 12 * 0.25 = 3, over 11, over 12
+    assert result.se == pytest.approx(sqrt(3 / 11 / 12)) == pytest.approx(0.150756, abs=1e-6)
+    assert (result.n, result.clusters) == (12, None)
+
+
+def test_clusters_widen_the_standard_error():
+    result = mean(S, CLUSTERS)
+    # residuals summed per cluster: +0.5, -0.5, +1.5, -1.5; squares sum to 5; sqrt(5)/12 = 0.186339; four clusters: times sqrt(4/3)
+    assert sqrt(5) / 12 == pytest.approx(0.186339, abs=1e-6)
+    assert result.se == pytest.approx(sqrt(5) / 12 * sqrt(4 / 3)) == pytest.approx(0.215166, abs=1e-6)
+    assert result.clusters == 4
+
+
+def test_a_paired_difference_is_tighter_than_two_separate_means():
+    result = paired_difference(S, T)
+    # two differences of 1 in twelve: mean 1/6, squared deviations 2 * (5/6)^2 + 10 * (1/6)^2 = 5/3
+    assert result.value == pytest.approx(1 / 6)
+    assert result.se == pytest.approx(sqrt(5 / 3 / 11 / 12)) == pytest.approx(0.112367, abs=1e-6)
+    assert sqrt(mean(S).se ** 2 + mean(T).se ** 2) == pytest.approx(0.207194, abs=1e-6)
+
+
+def test_the_interval_of_a_mean_is_normal():
+    low, high = mean(S).interval()
+    assert (low, high) == (pytest.approx(0.5 - 1.959964 * 0.1507557, abs=1e-6), pytest.approx(0.5 + 1.959964 * 0.1507557, abs=1e-6))
+    assert str(mean(S)) == "0.5 (0.205 to 0.795, n = 12)"
+
+
+def test_a_mean_of_one_item_or_one_cluster_has_no_standard_error():
+    assert isnan(mean([1.0]).se)
+    assert mean([1.0]).interval() == (-inf, inf)
+    assert isnan(mean([1.0, 0.0], ["a", "a"]).se)
+    assert isnan(mean([]).value)
+    assert mean([]).n == 0
+
+
+def test_values_and_clusters_must_be_as_many():
+    with pytest.raises(ValueError, match="2 values but 1 cluster"):
+        mean([1, 0], ["a"])
+    with pytest.raises(ValueError, match="shorter"):
+        paired_difference([1, 0], [1])
+
+
+def test_the_wilson_interval_of_eight_in_ten():
+    # centre (0.8 + z2/20) / (1 + z2/10), z2 = 3.841459: (0.8 + 0.192073) / 1.384146 = 0.716740
+    # half   z sqrt(0.016 + 3.841459/400) / 1.384146 = 1.959964 * sqrt(0.0256036) / 1.384146 = 0.226577
+    low, high = Rate(8, 10).interval()
+    assert low == pytest.approx(0.716740 - 0.226577, abs=2e-5)
+    assert high == pytest.approx(0.716740 + 0.226577, abs=2e-5)
+
+
+def test_nothing_in_ten_still_leaves_up_to_28_percent():
+    # low is exactly 0; high is z2 / (n + z2) = 3.841459 / 13.841459
+    assert Rate(0, 10).interval() == (0.0, pytest.approx(3.841459 / 13.841459, abs=1e-6))
+    assert Rate(10, 10).interval() == (pytest.approx(10 / 13.841459, abs=1e-6), 1.0)
+
+
+def test_a_rate_of_nothing_tried_is_not_a_number():
+    assert isnan(Rate(0, 0).value)
+    assert Rate(0, 0).interval() == (0.0, 1.0)
+    assert str(Rate(0, 0)) == "not measured (n = 0)"
+
+
+def test_rates_add_up_and_refuse_nonsense():
+    assert Rate(1, 4) + Rate(2, 6) == Rate(3, 10)
+    with pytest.raises(ValueError, match="5 of 4"):
+        Rate(5, 4)
+
+
+@given(st.integers(0, 500).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_the_interval_holds_the_rate_and_lies_in_zero_to_one(case):
+    hits, n = case
+    low, high = Rate(hits, n).interval()
+    assert 0 <= low <= high <= 1
+    if n:
+        assert low <= hits / n <= high
+    mirrored = Rate(n - hits, n).interval()
+    assert mirrored == (pytest.approx(1 - high), pytest.approx(1 - low))
+
+
+def test_mcnemar_is_the_two_sided_sign_test_of_the_discordant_pairs():
+    # 1 against 9: 2 * (C(10,0) + C(10,1)) / 2^10 = 22 / 1024
+    assert mcnemar(1, 9) == mcnemar(9, 1) == 22 / 1024
+    assert mcnemar(0, 0) == 1.0
+    assert mcnemar(3, 3) == 1.0
+    assert mcnemar(0, 5) == 2 / 32
+
+
+def test_newcombe_s_interval_for_two_independent_rates():
+    # Newcombe 1998, table II, first contrast, 56/70 - 48/80, method 10: 0.0524 to 0.3339
+    assert difference(Rate(56, 70), Rate(48, 80)) == (pytest.approx(0.2), pytest.approx(0.0524, abs=5e-5), pytest.approx(0.3339, abs=5e-5))
+
+
+def test_a_difference_with_nothing_tried_says_nothing():
+    value, low, high = difference(Rate(0, 0), Rate(3, 4))
+    assert isnan(value)
+    assert (low, high) == (-1.0, 1.0)
+
+
+def test_a_difference_changes_sign_when_the_two_are_swapped():
+    value, low, high = difference(Rate(7, 10), Rate(2, 10))
+    assert difference(Rate(2, 10), Rate(7, 10)) == (pytest.approx(-value), pytest.approx(-high), pytest.approx(-low))
+
+
+def test_the_true_rate_behind_an_imperfect_judge():
+    # 0.3 observed = 0.9 t + 0.1 (1 - t) gives t = 0.25
+    assert corrected_rate(0.3, tpr=0.9, fpr=0.1) == pytest.approx(0.25)
+    assert corrected_rate(0.05, tpr=0.9, fpr=0.1) == 0.0
+    assert corrected_rate(0.95, tpr=0.9, fpr=0.1) == 1.0
+    assert corrected_rate(0.3, tpr=0.5, fpr=0.5) is None
+
+
+def test_the_constant_is_the_975_quantile_of_the_normal_distribution():
+    from statistics import NormalDist
+
+    assert pytest.approx(NormalDist().inv_cdf(0.975)) == Z95

@@ -1,0 +1,98 @@
+import json
+
+import pytest
+import torch
+
+from fiducial.core.errors import ConfigError, ModelError
+from fiducial.models import loading
+from fiducial.models.scripted import tiny
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tiny().save(tmp_path / "m")
+
+
+def test_the_dtype_is_the_one_asked_for(folder):
+    assert next(loading.load(folder, dtype="bf16").module.parameters()).dtype == torch.bfloat16
+    assert next(loading.load(folder, dtype="float32").module.parameters()).dtype == torch.float32
+
+
+def test_an_unknown_dtype_or_device_is_a_config_error(folder):
+    with pytest.raises(ConfigError, match="bfloat15"):
+        loading.load(folder, dtype="bfloat15")
+    with pytest.raises(ConfigError, match="toaster"):
+        loading.load(folder, device="toaster")
+
+
+@pytest.mark.parametrize(("name", "complaint"), [("config.json", "config.json is missing"), ("model.safetensors", "no safetensors")])
+def test_a_missing_file_is_named(folder, name, complaint):
+    (folder / name).unlink()
+    with pytest.raises(ModelError, match=complaint):
+        loading.load(folder)
+
+
+def test_cut_off_weights_are_a_model_error(folder):
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(ModelError, match="cannot be opened"):
+        loading.load(folder)
+
+
+def test_an_unreadable_configuration_is_a_model_error(folder):
+    (folder / "config.json").write_text("{")
+    with pytest.raises(ModelError, match="cannot be opened"):
+        loading.load(folder)
+
+
+def test_missing_weights_are_an_error_and_not_random(folder):
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(folder / "model.safetensors")
+    del weights["model.norm.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"model\.norm\.weight"):
+        loading.load(folder)
+
+
+def test_code_that_comes_with_a_model_is_not_run(folder, tmp_path):
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "novel", "auto_map": {"AutoConfig": "code.Config", "AutoModelForCausalLM": "code.Model"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "code.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    with pytest.raises(ModelError, match="cannot be opened"):
+        loading.load(folder)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_folder_that_does_not_exist_is_a_model_error(tmp_path):
+    with pytest.raises(ModelError, match="does not exist"):
+        loading.load(tmp_path / "none")
+
+
+def test_bfloat16_is_chosen_where_the_processor_has_instructions_for_it(monkeypatch):
+    class Info:
+        def __init__(self, flags):
+            self.flags = flags
+
+        def read_text(self, **_):
+            return f"flags : fpu {self.flags} sse"
+
+    for flags, expected in (("avx512_bf16", "bfloat16"), ("amx_bf16", "bfloat16"), ("avx2", "float32")):
+        monkeypatch.setattr(loading, "Path", lambda _, flags=flags: Info(flags))
+        assert loading.fast_dtype("cpu") == expected
+    assert loading.fast_dtype("cuda") == "bfloat16"
+
+
+def test_a_hub_name_that_is_not_here_is_one_line(monkeypatch, tmp_path):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(ModelError, match="not on this machine and the hub cannot be reached") as failure:
+        loading.fetch("nobody/no-such-model")
+    assert "\n" not in str(failure.value)
+
+
+def test_a_name_that_the_hub_would_not_allow_is_refused():
+    with pytest.raises(ModelError, match="there is no model"):
+        loading.fetch("a--b/..c")
