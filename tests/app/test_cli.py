@@ -19,7 +19,9 @@ def process(*args, **kwargs):
     return subprocess.run([sys.executable, "-m", "fiducial", *args], capture_output=True, text=True, timeout=60, **kwargs)
 
 
-@pytest.mark.parametrize("args", [["--help"], ["methods"], ["explain", "oversee/refusal"], ["attack", "direct", "--help"], ["align", "dpo", "--help"], ["runs"]])
+@pytest.mark.parametrize(
+    "args", [["--help"], ["methods"], ["explain", "oversee/refusal"], ["attack", "direct", "--help"], ["align", "dpo", "--help"], ["runs"]]
+)
 def test_help_and_listings_load_nothing_heavy(args, tmp_path):
     code = f"""
 import sys, json

@@ -53,7 +53,7 @@ def test_a_value_that_does_not_fit_is_refused(annotation, value):
 
 
 def test_a_method_of_another_role_is_refused():
-    with pytest.raises(MethodError, match="is a judge, but a attack is needed here|is a judge"):
+    with pytest.raises(MethodError, match="is of the role judge, but a method of role attack is needed"):
         parsed("Attack", "--some-field", "oversee/refusal")
 
 

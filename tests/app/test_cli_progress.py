@@ -50,10 +50,15 @@ def test_slow_pieces_say_seconds_each_and_the_last_figure_stays(log):
 
 def test_the_last_line_comes_also_when_the_work_is_interrupted(log):
     progress, stream, clock = log
-    with pytest.raises(KeyboardInterrupt), progress.task("finding", total=4) as task:
-        clock.now += 2
-        task.advance(1)
-        raise KeyboardInterrupt
+
+    def work():
+        with progress.task("finding", total=4) as task:
+            clock.now += 2
+            task.advance(1)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
     assert stream.getvalue() == "finding 1/4, 2.0 s each, 6 s left\n"
 
 

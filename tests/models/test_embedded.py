@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 
@@ -58,6 +59,17 @@ def test_no_temporary_folder_is_left(fake):
     (folder / "model.safetensors").unlink()
     embedded.folder()
     assert list(folder.parent.iterdir()) == [folder]
+
+
+def test_what_a_killed_process_left_is_cleared_away_after_an_hour(fake):
+    folder = embedded.folder()
+    old, new = (folder.with_name(f".{folder.name}-{age}") for age in ("old", "new"))
+    old.mkdir()
+    new.mkdir()
+    os.utime(old, (0, 0))
+    (folder / "model.safetensors").unlink()
+    embedded.folder()
+    assert sorted(folder.parent.iterdir()) == sorted([folder, new])
 
 
 def test_when_another_process_was_first_its_folder_is_taken(fake, monkeypatch):

@@ -84,7 +84,10 @@ def card(name: str, *, role: str | None = None) -> Card:
         name = short[0]
     found = known[name]
     if role is not None and found.role != role:
-        raise MethodError(f"'{name}' is a {found.role.lower()}, but a {role.lower()} is needed here", hint=nearest("", [n for n, c in known.items() if c.role == role]))
+        raise MethodError(
+            f"'{name}' is of the role {found.role.lower()}, but a method of role {role.lower()} is needed",
+            hint=nearest("", [n for n, c in known.items() if c.role == role]),
+        )
     return found
 
 

@@ -31,6 +31,10 @@ LANGUAGES = {"english": "en", "chinese": "zh", "zh-cn": "zh", "中文": "zh"}
 Expected = Literal["comply", "refuse", "answer"]
 
 
+NEAR_TWINS = "fiducial near twins"
+"""Source of the second, harder twins, which are counted apart."""
+
+
 class Row(NamedTuple):
     """One row of a data file."""
 
@@ -105,6 +109,12 @@ def shipped_goals() -> list[tuple[Prompt, Prompt]]:
         goal = prompt_from(row, row.values["goal"], expected="refuse", twin=row.values["twin"])
         pairs.append((goal, prompt_from(row, row.values["twin"], expected="comply", twin=row.values["goal"])))
     return pairs
+
+
+def near_twins() -> list[Prompt]:
+    """A second, harder benign twin for each shipped goal: nearly the same words with harmless intent."""
+    rows = _shipped("near_twins.jsonl")
+    return [prompt_from(row, row.values["twin"], expected="comply", twin=row.values["goal"], source=NEAR_TWINS) for row in rows]
 
 
 def ordinary() -> list[Prompt]:

@@ -17,6 +17,7 @@ from fiducial.core.records import Prompt
 Split = Literal["repair", "validation", "held-out"]
 
 SHARES: tuple[tuple[Split, float], ...] = (("repair", 0.50), ("validation", 0.15), ("held-out", 0.35))
+SPLITS: tuple[Split, ...] = tuple(name for name, _ in SHARES)
 
 
 def normalised(text: str) -> str:

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import MethodType
 from typing import TYPE_CHECKING, Any
 
 from fiducial.core.errors import ModelError
@@ -53,6 +54,7 @@ def put_on(module: torch.nn.Module, folder: Path) -> torch.nn.Module:
             adapted: torch.nn.Module = PeftModel.from_pretrained(sharing(module), str(folder), local_files_only=True)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"the adapter in {folder} does not fit: {first_line(error)}", hint="open it on the model it was trained on") from error
+    quicken(adapted)
     return adapted.eval()
 
 
@@ -62,7 +64,31 @@ def add(module: torch.nn.Module, config: Any) -> torch.nn.Module:
 
     with _calm():
         adapted: torch.nn.Module = get_peft_model(sharing(module), config)
+    quicken(adapted)
     return adapted.eval()
+
+
+def quicken(module: torch.nn.Module) -> None:
+    """Makes plain LoRA layers compute in the base layer's type; others (DoRA, quantised, several adapters) keep peft's own forward.
+
+    Adapters are float32, since updates of bfloat16 weights round away at the learning rates in use. peft computes in float32 too,
+    which makes a forward pass 2.3 times as slow as the base model's; here the matrices are cast instead of the activations, and
+    gradients arrive in float32 through the cast.
+    """
+    import torch
+    from peft.tuners.lora import Linear
+
+    for layer in module.modules():
+        if isinstance(layer, Linear) and type(layer.base_layer) is torch.nn.Linear and list(layer.lora_A) == ["default"] and not layer.lora_variant:
+            layer.forward = MethodType(_forward, layer)
+
+
+def _forward(self: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+    out: torch.Tensor = self.base_layer(x)
+    if self.disable_adapters or self.merged:
+        return out
+    a, b = self.lora_A["default"].weight.to(x.dtype), self.lora_B["default"].weight
+    return out + (x @ a.t()) @ (b * self.scaling["default"]).to(x.dtype).t()
 
 
 def sharing(module: torch.nn.Module) -> torch.nn.Module:

@@ -27,6 +27,8 @@ MaskStyle = Literal["one", "each"]
 
 PREFILL_TOKENS = 1024
 """Padded prompt tokens per forward; on a CPU the time per token is flat from 400 to 1600."""
+SLOTS_AHEAD = 32
+"""Slots that are added to the cache at a time."""
 CHECKED_WINDOW = 128
 """Attention windows up to this many tokens are put to the test; beyond them longer texts are left to the model's own `generate`."""
 AGREEMENT = {torch.float64: 1e-4, torch.float32: 1e-4}
@@ -65,19 +67,33 @@ class _Prefill(Cache):  # type: ignore[misc]
 
 
 class _Slots(Cache):  # type: ignore[misc]
-    """Keys and values [rows, heads, slots, width] by layer. The first `active` rows are in use, and `reach` slots of them are read."""
+    """Keys and values [rows, heads, slots, width] by layer; they get more slots as rows grow, so that they are read whole, without a copy."""
 
-    def __init__(self, rows: int, slots: int) -> None:
+    def __init__(self, rows: int, most: int) -> None:
         super().__init__(layers=[])
-        self.rows, self.slots = rows, slots
+        self.rows, self.slots, self.most = rows, 0, most
         self.held: dict[int, tuple[Tensor, Tensor]] = {}
-        self.reach = 0
         self.at: Tensor = torch.empty(0)
         self.by_heads: dict[int, Tensor] = {}
 
-    def aim(self, positions: Tensor) -> None:
-        """The next `update` writes row `i` at `positions[i]`."""
-        self.reach = int(positions.max()) + 1
+    def reserve(self, slots: int) -> None:
+        """Makes room for `slots` tokens a row, and some more."""
+        if slots <= self.slots:
+            return
+        before, self.slots = self.slots, min(slots + SLOTS_AHEAD, self.most)
+        for layer, pair in self.held.items():
+            self.held[layer] = self._room(*pair)
+            for held, old in zip(self.held[layer], pair, strict=True):
+                held[:, :, :before] = old
+
+    def _room(self, *like: Tensor) -> tuple[Tensor, Tensor]:
+        # Zeros: slots not yet written are masked, but a chance NaN in them would not be.
+        keys, values = (states.new_zeros(self.rows, states.shape[1], self.slots, states.shape[3]) for states in like)
+        return keys, values
+
+    def aim(self, positions: Tensor, longest: int) -> None:
+        """The next `update` writes row `i` at `positions[i]`, `longest` being the largest of them."""
+        self.reserve(longest + 1)
         self.at = positions
         self.by_heads.clear()
 
@@ -93,16 +109,15 @@ class _Slots(Cache):  # type: ignore[misc]
         at = self._index(heads)
         keys.view(-1, width).index_copy_(0, at, key_states.reshape(-1, width))
         values.view(-1, values.shape[-1]).index_copy_(0, at, value_states.reshape(-1, values.shape[-1]))
-        return keys[:b, :, : self.reach], values[:b, :, : self.reach]
+        return keys[:b], values[:b]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        return self.reach - 1
+        return self.slots - 1
 
     def put(self, layer: int, start: int, rows: Tensor, new: tuple[Tensor, Tensor], source: Tensor) -> None:
         """Row `rows[i]` gets, from slot `start` on, what `new` [b, heads, n, width] holds in row `source[i]`."""
         if layer not in self.held:
-            # Zeros: slots not yet written are masked, but a chance NaN in them would not be.
-            self.held[layer] = tuple(states.new_zeros(self.rows, states.shape[1], self.slots, states.shape[3]) for states in new)  # type: ignore[assignment]
+            self.held[layer] = self._room(*new)
         for held, states in zip(self.held[layer], new, strict=True):
             n = min(states.shape[2], self.slots - start)
             held[rows, :, start : start + n] = states[source, :, :n]
@@ -172,6 +187,7 @@ class Decoder:
         positions = torch.arange(self.start, self.start + n).expand(len(rest), n)
         cache = _Prefill(self.shared, self.start)
         logits = self._forward(cache, ids, positions, self.start + n, torch.tensor([len(row) - 1 for row in rest]))
+        self.cache.reserve(self.start + n)
         rows = torch.tensor([row for group in places for row in group], device=self.device)
         source = torch.tensor([i for i, group in enumerate(places) for _ in group], device=self.device)
         for layer, new in cache.new.items():
@@ -183,9 +199,9 @@ class Decoder:
     def step(self, tokens: Sequence[int], slots: Sequence[int]) -> Tensor:
         """Adds one token to each of the first `len(tokens)` rows, at its slot; logits [rows, V] of what comes next."""
         positions = torch.tensor(slots, device=self.device)
-        self.cache.aim(positions)
+        self.cache.aim(positions, max(slots))
         last = torch.zeros(len(tokens), dtype=torch.long)
-        return self._forward(self.cache, torch.tensor(tokens)[:, None], positions[:, None], self.cache.reach, last)
+        return self._forward(self.cache, torch.tensor(tokens)[:, None], positions[:, None], self.cache.slots, last)
 
     def _forward(self, cache: Cache, ids: Tensor, positions: Tensor, keys: int, last: Tensor) -> Tensor:
         """Logits [B, V] after the query `last[i]` of each row; the head sees these positions only."""

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from fiducial.core.errors import DataError, FiducialError
@@ -30,6 +29,7 @@ from fiducial.models.forest import Paths
 from fiducial.models.local import LocalModel
 from fiducial.training import checkpoint, lora, reference
 from fiducial.training.objective import GroupLogProbs, layout
+from fiducial.training.options import TrainOptions
 from fiducial.training.weights import Trainables
 
 if TYPE_CHECKING:
@@ -39,37 +39,6 @@ Report = Callable[[int, int, dict[str, float]], None]
 """Called after each step with (step, steps, figures)."""
 Watch = Callable[[int, LocalModel], tuple[dict[str, float], str]]
 """Called every `watch_every` steps with (step, model); gives figures to log, and a reason to stop or an empty string."""
-
-
-class TrainOptions(BaseModel):
-    """How to train; what to train for is the objective's business."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-    epochs: float = Field(default=1.0, gt=0)
-    """Passes over the groups; fractions are allowed."""
-    batch: int = Field(default=8, ge=1)
-    """Groups per optimizer step, over all processes."""
-    learning_rate: float | None = Field(default=None, gt=0)
-    """Peak learning rate. Default: the objective's own, ten times that for LoRA."""
-    lora_rank: int = Field(default=16, ge=0)
-    """Rank of the adapter on all linear layers; 0 trains all weights, with float32 masters."""
-    warmup: float = Field(default=0.1, ge=0, lt=1)
-    """Share of the steps in which the rate rises; then it falls to zero along a cosine."""
-    weight_decay: float = Field(default=0.0, ge=0)
-    """Decoupled weight decay of AdamW."""
-    clip: float = Field(default=1.0, gt=0)
-    """Largest norm of the whole gradient."""
-    max_length: int = Field(default=1024, ge=2)
-    """Longest prompt and completion, in tokens. Longer groups are left out and counted, never cut."""
-    seed: int = 0
-    """Decides the order of the groups and the start of the adapter."""
-    save_every: int = Field(default=25, ge=1)
-    """Steps between checkpoints."""
-    watch_every: int = Field(default=0, ge=0)
-    """Steps between looks at fresh samples; 0 looks at the end only."""
-    minutes: float | None = Field(default=None, gt=0)
-    """Stop after this many minutes of training, counted over resumptions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,9 +81,7 @@ def train(
     table = _reference(model, data, objective, folder)
     if options.lora_rank and not adapters.is_adapted(model.module):
         model.module = lora.attach(model.module, rank=options.lora_rank, seed=options.seed)
-        model.__dict__.pop("engine", None)  # it is bound to the module
-    if not options.lora_rank:
-        model.module.requires_grad_(requires_grad=True)
+    lora.make_trainable(model.module)
     return _Trainer(model, data, table, objective, options, accelerator, folder).run(report, watch)
 
 

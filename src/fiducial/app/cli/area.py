@@ -105,7 +105,7 @@ def _help(card: Card) -> str:
 
 def _callback(card: Card, required: list[click.Option]) -> Any:
     @click.pass_context
-    def callback(context: click.Context, **params: Any) -> int:
+    def callback(context: click.Context, /, **params: Any) -> int:
         typed = {name: value for name, value in params.items() if context.get_parameter_source(name) is ParameterSource.COMMANDLINE and name not in OWN}
         resumed = _resumed(card, params.get("resume"), typed)
         for option in required if resumed is None else ():
@@ -154,6 +154,7 @@ def _show(job: Job, typed: dict[str, Any]) -> int:
     from fiducial.core.config import show
 
     everything = job.everything()
-    origins = {(name,): "command line" if name in typed else f"run {job.resumed.id}" for name in job.given if name in typed or job.resumed}
+    before = f"run {job.resumed.id}" if job.resumed else "default"
+    origins: dict[tuple[str | int, ...], str] = {(name,): "command line" if name in typed else before for name in job.given}
     job.output.result({"options": everything, "given": typed}, show(RootModel[dict[str, Any]](everything), origins).rstrip("\n"))
     return 0

@@ -73,7 +73,9 @@ def attack(job: Job) -> int:
             if left:
                 with closing(job.model()) as model:
                     method.run(model, left, seed=values["seed"], max_tokens=values["max_tokens"], sink=keep)
-        return _report_attack(job, attempts, run.path.as_posix())
+        code = _report_attack(job, attempts, run.path.as_posix())
+        job.log(run, "evaluate", {"model": attempts[0].model, "figures": {"harmful compliance": [rate.hits, rate.n]}})
+        return code
 
 
 def _prompts(source: str, limit: int | None, twins: bool) -> list[Prompt]:
@@ -200,6 +202,8 @@ def evaluate(job: Job) -> int:
                 result = method.run(model, limit=job.values["limit"], seed=job.values["seed"], sink=keep)
         for score in result.scores:
             run.lines("scores", Score).append(score)
+        figures = {s.metric: [s.value, s.low, s.high, s.n] for s in result.scores}
+        job.log(run, "evaluate", {"model": next((s.model for s in result.scores), ""), "figures": figures})
     job.output.result({"scores": [_score(s) for s in result.scores], "items": len(result.items), "folder": run.path}, score_table(job.card.name, result.scores))
     return job.done()
 

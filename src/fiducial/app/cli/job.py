@@ -85,6 +85,15 @@ class Job:
             self.output.note(f"run {self._run.id}")
         return self._run
 
+    def log(self, run: Run, kind: str, body: Mapping[str, Any]) -> None:
+        """Enters an event of this run into the ledger, once, however often the run is taken up again."""
+        from fiducial.app.cli.log import ledger
+
+        stage = run.stage(f"ledger-{kind}", body)
+        if not stage.done:
+            event = ledger().append(kind, {**body, "method": self.card.name, "run": run.id})
+            stage.finish({"number": event.number})
+
     def command_to_resume(self, run: Run) -> str:
         """What is typed to go on with `run` after an interruption."""
         return f"fiducial {self.card.name.replace('/', ' ')} --resume {run.id}"

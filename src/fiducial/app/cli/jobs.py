@@ -80,7 +80,7 @@ def options_command(name: str, model_path: str, runner_path: str, text: str) -> 
     ]
 
     @click.pass_context
-    def callback(context: click.Context, **values: Any) -> int:
+    def callback(context: click.Context, /, **values: Any) -> int:
         return _perform(name, imported(model_path), runner_path, output_of(context), values)
 
     return OptionsCommand(name, params=params, callback=callback, help=text, model_path=model_path)

@@ -52,6 +52,10 @@ class Root(Program):
         known = self.known()
         return [("Jobs", list(JOBS)), ("Areas (fiducial AREA METHOD [MODEL])", [a for a in AREAS if a in known]), ("Records", list(RECORDS))]
 
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Areas that only a plug-in fills are not in the help, but they are there."""
+        return self.make(cmd_name) if cmd_name in AREAS else super().get_command(ctx, cmd_name)
+
     def make(self, name: str) -> click.Command:
         """Imports the module of one command."""
         if name in AREAS:

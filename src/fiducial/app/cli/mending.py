@@ -12,7 +12,6 @@ import click
 
 from fiducial.app.cli.finding import complied, refused, scored
 from fiducial.app.cli.job import Job, Stage, records
-from fiducial.app.cli.log import ledger
 from fiducial.app.cli.output import Table, one_line
 from fiducial.app.cli.params import parameter
 from fiducial.core.errors import ConfigError, DataError, ModelError
@@ -24,7 +23,7 @@ from fiducial.core.roles import Gate, Guard, Maker, Objective, Reward
 if TYPE_CHECKING:
     from fiducial.training.loop import TrainResult
 
-TRAINING = ("fiducial.training.loop", "TrainOptions")
+TRAINING = ("fiducial.training.options", "TrainOptions")
 """Where the options of training stand; read from the file, so that help loads no torch."""
 
 
@@ -51,7 +50,7 @@ def make(job: Job) -> int:
         if groups and not lines.path.exists():
             for group in groups:
                 lines.append(group)
-        ledger().append("data", {"data": [_hash(groups)], "method": job.card.name, "run": run.id, "groups": len(groups), "attempts": len(attempts)})
+        job.log(run, "data", {"data": [_hash(groups)], "groups": len(groups), "attempts": len(attempts)})
     data = {"groups": len(groups), "attempts": len(attempts), "file": lines.path, "folder": run.path}
     job.output.result(data, f"{len(groups)} groups from {len(attempts)} attempts: {lines.path}")
     return job.done()
@@ -103,9 +102,8 @@ def align(job: Job) -> int:
             result = train(model, groups, objective, options, folder=stage.folder("checkpoints"), report=report)
             folder = model.save(run.path / "model")
             trained = model.fingerprint
-        if not stage.done:
-            ledger().append("train", {"base": base, "model": trained, "data": [_hash(groups)], "run": run.id, "method": job.card.name})
-            stage.finish({"fingerprint": trained, "steps": result.steps, "planned": result.planned, "stop": result.stop})
+        stage.finish({"fingerprint": trained, "steps": result.steps, "planned": result.planned, "stop": result.stop})
+        job.log(run, "train", {"base": base, "model": trained, "data": [_hash(groups)]})
     return _report_training(job, result, f"run:{run.id}", folder, trained)
 
 
@@ -200,7 +198,7 @@ def govern(job: Job) -> int:
         for e in evidence:
             run.lines("evidence", Evidence).append(e)
         run.lines("decisions", Decision).append(decision)
-        ledger().append("gate", {"gate": job.card.name, "outcome": decision.outcome, "run": run.id, "evidence": digest([e.id for e in evidence])})
+        job.log(run, "gate", {"outcome": decision.outcome, "evidence": [e.id for e in evidence]})
     table = Table(("rule", "outcome", "reason"), [(c.rule, c.outcome, c.reason) for c in decision.checks])
     job.output.result(
         {"decision": decision, "evidence": len(evidence), "folder": run.path}, table, f"{decision.outcome}: {job.card.name} on {len(evidence)} figures"

@@ -1,0 +1,85 @@
+"""Preference pairs from judged attempts, with contrast.
+
+What it does: turns every judged attempt into one pair. Harmful goal: a brief refusal is preferred to the compliant answer. Benign prompt
+              (twin or ordinary): the model's own helpful answer is preferred to a refusal. Attempts that already went well become pairs
+              too, so that what is right stays right.
+Use it when:  a model's failures have been found and are to be repaired with align/dpo or, using the preferred side alone, align/sft.
+Defaults:     refusals are drawn from a shipped list by language, the same for the same goal and seed; benign prompts that were refused get
+              no pair, since no good answer to them is known.
+Limits:       off-policy refusals of few wordings: the model learns their style too. Contrast decides how blunt the learnt rule is; give
+              as many benign twins as goals.
+Source:       contrast by benign counterparts: Röttger et al. 2023, arXiv:2308.01263 (XSTest); pairs of revision and first answer as in
+              the alignment handbook's variant of constitutional AI, arXiv:2212.08073.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, final
+
+from fiducial.core.records import Attempt, Completion, Group, Prompt, digest
+from fiducial.core.roles import Maker, Sink, ignore
+
+if TYPE_CHECKING:
+    from fiducial.models.base import Model
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class FailurePairs(Maker):
+    """Refusal over compliance on harmful goals, own answer over refusal on benign prompts."""
+
+    failure_weight: float = 1.0
+    """Weight of attempts that went wrong, against 1 for those that went well."""
+
+    def __post_init__(self) -> None:
+        if self.failure_weight <= 0:
+            raise ValueError(f"failure_weight must be > 0, got {self.failure_weight}")
+
+    def make(self, attempts: Sequence[Attempt], model: Model, *, seed: int = 0, sink: Sink = ignore) -> list[Group]:
+        """At most one group of two completions per attempt; the preferred one first. Not-scored attempts give none."""
+        groups = []
+        for attempt in attempts:
+            group = self._pair(attempt, seed)
+            if group is not None:
+                groups.append(group)
+                sink(group)
+        return groups
+
+    def _pair(self, attempt: Attempt, seed: int) -> Group | None:
+        if not attempt.scored:
+            return None
+        asked = attempt.prompt.model_copy(update={"messages": attempt.sent})
+        no = Completion(text=refusal(attempt.prompt, seed))
+        own = Completion(text=attempt.response, finish=attempt.finish)
+        if attempt.prompt.expected == "refuse":
+            # what was refused already is paired with nothing worse at hand; its refusal is still taught, alone
+            completions, failed = ((no, own), True) if attempt.failed else ((no,), False)
+        elif attempt.refused:
+            return None
+        else:
+            completions, failed = (own, no), False
+        return Group(
+            prompt=asked,
+            completions=completions,
+            targets=(1.0,) + (0.0,) * (len(completions) - 1),
+            weight=self.failure_weight if failed else 1.0,
+            annotator=f"{self.name} on {attempt.verdict.judge if attempt.verdict else 'no judge'}",
+        )
+
+
+def refusal(prompt: Prompt, seed: int = 0) -> str:
+    """A refusal in the prompt's language; which one depends on seed and prompt alone."""
+    texts = _refusals()["zh" if prompt.language.startswith("zh") else "en"]
+    return texts[int(digest([seed, prompt.text]), 16) % len(texts)]
+
+
+@cache
+def _refusals() -> dict[str, list[str]]:
+    path = Path(__file__).with_name("refusals.json")
+    found: dict[str, list[str]] = json.loads(path.read_text(encoding="utf-8"))["refusals"]
+    return found

@@ -1,0 +1,404 @@
+"""The main job: find a model's weaknesses, repair them, prove the repair on what it was not trained on, gate, report.
+
+Goals and attack families are split before anything runs. Rounds are chosen on the validation split; the held-out split is measured
+once before and once after. Every stage keeps its records as they come and is not done again after an interruption.
+"""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from fiducial.app.cli.progress import Progress
+from fiducial.app.measure import tally, trials
+from fiducial.app.summary import Point, Tally
+from fiducial.core import registry
+from fiducial.core.errors import ConfigError, ModelError
+from fiducial.core.ledger import Ledger
+from fiducial.core.records import Attempt, Evidence, Group, Prompt, Score, digest
+from fiducial.core.roles import Attack, Gate, Judge, Maker, Objective, Suite
+from fiducial.core.run import Run
+from fiducial.training.options import TrainOptions
+
+if TYPE_CHECKING:
+    from fiducial.models.base import Model
+    from fiducial.models.local import LocalModel
+
+EMBEDDED_TRAINING = TrainOptions(epochs=2, batch=16, learning_rate=1e-3, lora_rank=16)
+"""Two epochs at LoRA rank 16 and learning rate 1e-3: what SmolLM2-135M needs to change its behaviour on a few hundred groups."""
+
+
+class LoopOptions(BaseModel):
+    """Options of the loop; sections are written `gate.max_benign_refusal=0`, `train.epochs=3`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    model: str = "smollm2"
+    """The model to repair."""
+    goals: str = "shipped"
+    """Harmful goals, with benign twins in a column `twin`: a file, or `shipped`."""
+    minutes: float = Field(default=8.0, gt=0)
+    """Time to spend. Another round begins only if it fits; training is cut short rather than the proof."""
+    rounds: int = Field(default=2, ge=1)
+    """Most repair rounds."""
+    seed: int = 0
+    """Decides every draw and order."""
+    attacks: tuple[str, ...] = ("attack/prefix_injection", "attack/refusal_suppression", "attack/persona")
+    """Attack families whose failures may be trained on, besides asking directly."""
+    held_out_attacks: tuple[str, ...] = ("attack/style_injection", "attack/past_tense", "attack/many_shot", "attack/payload_splitting", "attack/translation")
+    """Attack families that only measure."""
+    per_family: int = Field(default=24, ge=1)
+    """Goals tried under each attack; a quarter of them on the validation split."""
+    max_tokens: int = Field(default=16, ge=4)
+    """Length of an answer in trials, in tokens. Whether an answer refuses shows in its first words."""
+    judge: str = "oversee/refusal"
+    """Who says whether an answer complies."""
+    maker: str = "align/failure_pairs"
+    """Who turns failures into training data."""
+    objective: str = "align/sft"
+    """What is trained for."""
+    objective_options: dict[str, Any] = Field(default_factory=dict)
+    """Options of the objective."""
+    train: TrainOptions = EMBEDDED_TRAINING
+    """How to train."""
+    gate: dict[str, Any] = Field(default_factory=dict)
+    """Options of the gate govern/release."""
+    capability_items: int | None = Field(default=None, ge=1)
+    """First so many capability items; all by default."""
+
+
+@dataclass(slots=True)
+class Result:
+    """What the command line prints."""
+
+    exit_code: int
+    lines: list[str]
+    data: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Material:
+    """Prompts of one split."""
+
+    goals: list[Prompt]
+    twins: list[Prompt]
+    ordinary: list[Prompt]
+    near: list[Prompt] = field(default_factory=list)
+
+    @property
+    def direct(self) -> list[Prompt]:
+        """Everything that is asked without an attack."""
+        return [*self.goals, *self.twins, *self.near, *self.ordinary]
+
+    def some(self, count: int) -> list[Prompt]:
+        """`count` goals with their twins, the same ones for every attack, whatever the order in the file."""
+        chosen = sorted(self.goals, key=lambda p: digest(p.text))[:count]
+        twins = {t.twin: t for t in self.twins}
+        return [p for goal in chosen for p in (goal, twins.get(goal.text)) if p is not None]
+
+
+def run_loop(options: LoopOptions, run: Run, progress: Progress) -> Result:
+    """Runs or resumes the loop in `run`. Exit code 0 when the gate passes, 1 otherwise."""
+    return Loop(options, run, progress).go()
+
+
+class Loop:
+    """One run of the loop: a method per stage, in the order in which they happen."""
+
+    def __init__(self, options: LoopOptions, run: Run, progress: Progress) -> None:
+        self.options, self.run, self.progress = options, run, progress
+        self.judge = cast(Judge, registry.create(registry.card(options.judge, role="Judge").name))
+        self.maker = cast(Maker, registry.create(registry.card(options.maker, role="Maker").name))
+        self.objective = cast(Objective, registry.create(registry.card(options.objective, role="Objective").name, options.objective_options))
+        self.gate = cast(Gate, registry.create("govern/release", options.gate))
+        self.direct = cast(Attack, registry.create("attack/direct"))
+        self.attacks = [cast(Attack, registry.create(registry.card(name, role="Attack").name)) for name in options.attacks]
+        self.held_out = [cast(Attack, registry.create(registry.card(name, role="Attack").name)) for name in options.held_out_attacks]
+        shared = {a.family for a in self.attacks} & {a.family for a in self.held_out}
+        if shared:
+            raise ConfigError(f"the attack families {sorted(shared)} are both trained on and held out", hint="leave them out of one of the two lists")
+        self.material = material(options.goals)
+        self.ledger = Ledger(run.path.parent / "ledger.jsonl")
+        self.seconds: dict[str, float] = {}
+        self.began = time.monotonic()
+
+    def go(self) -> Result:
+        """All stages."""
+        base = self._open()
+        self._log(
+            "data", {"data": [digest([p.id for m in self.material.values() for p in m.direct])], "goals": sum(len(m.goals) for m in self.material.values())}
+        )
+        before = self._measured("before", base)
+        points = [self._point("base", self._validated(0, base))]
+        rounds: list[dict[str, Any]] = []
+        model, best = base, 0
+        for number in range(1, self.options.rounds + 1):
+            if number > 1 and not self._worth_another(points, rounds):
+                break
+            model, training = self._round(number, base, model)
+            rounds.append(training)
+            points.append(self._point(f"round {number}", self._validated(number, model)))
+            best = min(range(len(points)), key=lambda i: (_badness(points[i]), i))
+        points[best] = points[best].model_copy(update={"promoted": True})
+        repaired = self._promote(best, base)
+        after = self._measured("after", repaired) if best else before
+        return self._finish(base, repaired, before, after, points, rounds)
+
+    # ---- stages
+
+    def _open(self) -> LocalModel:
+        from fiducial.models.local import LocalModel
+        from fiducial.models.open import open as opened
+
+        with self.progress.task("opening the model", 1) as task:
+            model = opened(self.options.model)
+            task.advance(1, figure=model.fingerprint)
+        if not isinstance(model, LocalModel):
+            raise ModelError(f"the weights of '{model.uri}' are not here, so it cannot be repaired", hint="use `fiducial check` for the finding half")
+        return model
+
+    def _measured(self, name: str, model: LocalModel) -> tuple[list[Attempt], list[Score]]:
+        """The held-out split: asked directly, under attacks that were trained on, under attacks that were not; and capability."""
+        held = self.material["held-out"]
+        plan = [(self.direct, held.direct)]
+        plan += [(attack, held.some(self.options.per_family)) for attack in self.attacks]
+        plan += [(attack, held.some(2 * self.options.per_family)) for attack in self.held_out]
+        attempts = self._trials(name, model, plan)
+        stage = self.run.stage(f"capability-{name}", {"model": model.fingerprint, "items": self.options.capability_items})
+        if not stage.done:
+            suite = cast(Suite, registry.create("evaluate/multiple_choice"))
+            began = time.monotonic()
+            with self.progress.task(f"capability {name}", 1) as task:
+                found = suite.run(model, limit=self.options.capability_items, seed=self.options.seed)
+                task.advance(1, figure=", ".join(f"{s.metric} {s.value:.0%}" for s in found.scores[:1]))
+            stage.finish({"scores": [s.model_dump(mode="json") for s in found.scores], "seconds": time.monotonic() - began})
+        self.seconds[f"capability {name}"] = stage.result["seconds"]
+        return attempts, [Score.model_validate(s) for s in stage.result["scores"]]
+
+    def _validated(self, number: int, model: LocalModel) -> list[Attempt]:
+        """The validation split, which rounds are chosen on."""
+        some = self.material["validation"]
+        count = max(1, self.options.per_family // 4)
+        return self._trials(f"validate-{number}", model, [(self.direct, some.direct), *((a, some.some(count)) for a in self.attacks)])
+
+    def _round(self, number: int, base: LocalModel, model: LocalModel) -> tuple[LocalModel, dict[str, Any]]:
+        """Finds failures on the repair split, makes groups of them, trains."""
+        repair = self.material["repair"]
+        plan = [(self.direct, repair.direct), *((a, repair.some(self.options.per_family)) for a in self.attacks)]
+        attempts = self._trials(f"find-{number}", model, plan)
+        groups = self._groups(number, attempts, model)
+        folder = self.run.path / "models" / f"round-{number}"
+        stage = self.run.stage(f"train-{number}", {"groups": digest([g.id for g in groups]), "model": model.fingerprint, "options": self.options.train})
+        if not stage.done:
+            stage.finish(self._train(number, base, model, groups, folder, stage.folder("state")))
+        trained = self._adapted(base, folder)
+        self.seconds[f"train {number}"] = stage.result["seconds"]
+        self._log("train", {"model": trained.fingerprint, "base": base.fingerprint, "data": [digest([g.id for g in groups])], "round": number})
+        return trained, stage.result
+
+    def _groups(self, number: int, attempts: Sequence[Attempt], model: Model) -> list[Group]:
+        lines = self.run.lines(f"groups-{number}", Group)
+        stage = self.run.stage(f"make-{number}", {"attempts": digest([a.id for a in attempts]), "maker": self.maker.options()})
+        if stage.done:
+            return lines.read()
+        groups = list({g.id: g for g in self.maker.make(attempts, model, seed=self.options.seed)}.values())
+        lines.path.unlink(missing_ok=True)  # an interrupted make starts over: it is a function of the attempts
+        for group in groups:
+            lines.append(group)
+        stage.finish({"groups": len(groups)})
+        return groups
+
+    def _train(self, number: int, base: LocalModel, model: LocalModel, groups: Sequence[Group], folder: Path, state: Path) -> dict[str, Any]:
+        from fiducial.training import checkpoint
+        from fiducial.training.loop import train
+        from fiducial.training.reportcard import FreshSamples
+
+        policy = model if model is not base else self._copy(base)
+        options = self.options.train.model_copy(update={"minutes": self._minutes_for_training(), "seed": self.options.seed})
+        watch = FreshSamples(policy, [p.messages for p in self.material["validation"].ordinary[:8]], seed=self.options.seed)
+        with self.progress.task(f"repair, round {number}", 1) as task:
+            first = [True]
+
+            def report(step: int, steps: int, figures: dict[str, float]) -> None:
+                if first:  # the number of steps is known with the first report
+                    first.clear()
+                    self.progress.note(f"round {number}: {len(groups)} groups, {steps} steps")
+                task.advance(1 / steps if steps else 0, figure=f"step {step}/{steps}, loss {figures['loss']:.3f}")  # type: ignore[arg-type]
+                self.run.metrics({f"round-{number}/{k}": v for k, v in figures.items()}, step=step)
+
+            result = train(policy, groups, self.objective, options, folder=state, report=report, watch=watch)
+        policy.save(folder)
+        checkpoint.clear(state)
+        figures = {k: v for k, v in (result.watched[-1] if result.watched else {}).items() if k != "step"}
+        return {
+            "round": number,
+            "objective": self.objective.name,
+            "options": self.objective.options() | options.model_dump(exclude={"minutes"}),
+            "groups": result.groups,
+            "left_out": result.left_out,
+            "steps": result.steps,
+            "planned": result.planned,
+            "tokens": result.tokens,
+            "naive_tokens": result.naive_tokens,
+            "seconds": result.seconds,
+            "stop": result.stop,
+            "loss": [h["loss"] for h in result.history],
+            "figures": figures,
+            "verdicts": {rule: outcome for rule, (outcome, _) in watch.rules(figures).items()},
+        }
+
+    def _promote(self, best: int, base: LocalModel) -> LocalModel:
+        """Puts the best round into the run's `model` folder; the base model stays what it is."""
+        if not best:
+            return base
+        target, source = self.run.path / "model", self.run.path / "models" / f"round-{best}"
+        stage = self.run.stage("promote", {"round": best, "model": digest([best, self.run.result(f"train-{best}")])})
+        if not stage.done:
+            shutil.rmtree(target, ignore_errors=True)
+            shutil.copytree(source, target)
+            stage.finish({"round": best})
+        return self._adapted(base, target)
+
+    def _finish(
+        self,
+        base: LocalModel,
+        repaired: LocalModel,
+        before: tuple[list[Attempt], list[Score]],
+        after: tuple[list[Attempt], list[Score]],
+        points: list[Point],
+        rounds: list[dict[str, Any]],
+    ) -> Result:
+        """Evidence, decision, ledger, report."""
+        from fiducial.app import evidence as proof
+        from fiducial.app.report import build
+
+        found = proof.evidence(before, after, {a.family for a in self.held_out}, source=self.run.id)
+        decision = self.gate.decide(found)
+        lines = self.run.lines("evidence", Evidence)
+        lines.path.unlink(missing_ok=True)
+        for item in found:
+            lines.append(item)
+        figures = {e.name: [e.value, e.low, e.high, e.n] for e in found}
+        self._log("evaluate", {"model": repaired.fingerprint, "figures": figures})
+        self._log("gate", {"model": repaired.fingerprint, "gate": decision.gate, "outcome": decision.outcome})
+        summary = proof.summary(self, base, repaired, before, after, points, rounds, found, decision)
+        from fiducial.core.store import write_atomic
+
+        write_atomic(self.run.path / "summary.json", summary.model_dump_json(indent=1))
+        page = build(self.run)
+        lines_out = [summary.verdict, *(f"  {c.outcome}: {c.rule}: {c.reason}" for c in decision.checks), f"model: run:{self.run.id}", f"report: {page}"]
+        return Result(int(decision.outcome != "pass"), lines_out, {"outcome": decision.outcome, "report": str(page), "figures": figures})
+
+    # ---- what stages share
+
+    def _trials(self, name: str, model: Model, plan: Sequence[tuple[Attack, Sequence[Prompt]]]) -> list[Attempt]:
+        inputs = {"model": model.fingerprint, "plan": digest([[a.name, a.options(), [p.id for p in ps]] for a, ps in plan]), "seed": self.options.seed}
+        stage = self.run.stage(name, inputs | {"judge": self.judge.options() | {"name": self.judge.name}, "max_tokens": self.options.max_tokens})
+        began = time.monotonic()
+        kept = stage.lines("attempts", Attempt)
+        found = trials(
+            model, plan, self.judge, kept, seed=self.options.seed, max_tokens=self.options.max_tokens, progress=self.progress, name=name.replace("-", " ")
+        )
+        if not stage.done:
+            stage.finish({"seconds": time.monotonic() - began, "attempts": len(found)})
+        self.seconds[name.replace("-", " ")] = stage.result["seconds"]
+        return found
+
+    def _copy(self, base: LocalModel) -> LocalModel:
+        """A model to train that leaves the base as it is. An adapter shares the base's weights; full training needs its own."""
+        from fiducial.models.local import LocalModel
+
+        if self.options.train.lora_rank:
+            return LocalModel(base.module, base.tokenizer, uri=base.uri, base=base.base)
+        return self._open()
+
+    def _adapted(self, base: LocalModel, folder: Path) -> LocalModel:
+        from fiducial.models.loading import load
+
+        return base.with_adapter(folder) if self.options.train.lora_rank else load(folder)
+
+    def _point(self, name: str, attempts: Sequence[Attempt]) -> Point:
+        return Point(
+            name=name,
+            compliance=tally(attempts, lambda a: a.prompt.expected == "refuse"),
+            refusal=tally(attempts, lambda a: a.prompt.expected != "refuse"),
+        )
+
+    def _worth_another(self, points: Sequence[Point], rounds: Sequence[dict[str, Any]]) -> bool:
+        """Whether the limits are not met on the validation split yet, the last round helped, and another one fits into the budget."""
+        last = points[-1]
+        limits = {k: getattr(self.gate, k) for k in ("max_direct_compliance", "max_benign_refusal")}
+        if _share(last.compliance) <= limits["max_direct_compliance"] / 2 and _share(last.refusal) <= limits["max_benign_refusal"] / 2:
+            return False
+        if _badness(last) > _badness(points[-2]):
+            return False
+        number = len(rounds)
+        round_cost = sum(self.seconds.get(f"{stage} {number}", 0.0) for stage in ("find", "train", "validate"))
+        return time.monotonic() - self.began + round_cost + self._proof_seconds() < 60 * self.options.minutes
+
+    def _proof_seconds(self) -> float:
+        """What the proof will take, from what the same took before."""
+        return self.seconds.get("before", 0.0) + self.seconds.get("capability before", 0.0)
+
+    def _minutes_for_training(self) -> float:
+        """What is left when the proof is set aside; at least a minute, so that there is something to prove."""
+        left = 60 * self.options.minutes - (time.monotonic() - self.began) - 1.2 * self._proof_seconds() - self.seconds.get("validate 0", 0.0)
+        return max(60.0, left) / 60
+
+    def _log(self, kind: str, body: dict[str, Any]) -> None:
+        """Enters an event of this run into the ledger, once, however often the run is taken up again."""
+        stage = self.run.stage(f"ledger-{kind}-{digest(body)}", body)
+        if not stage.done:
+            stage.finish({"number": self.ledger.append(kind, body | {"run": self.run.id}).number})
+
+
+def material(goals: str) -> dict[str, Material]:
+    """Prompts by split. Ordinary prompts and near twins are the shipped ones."""
+    from fiducial.data.load import near_twins, ordinary, prompts, twin_of
+    from fiducial.data.split import SPLITS, split
+
+    chosen = prompts(goals)
+    near = {p.twin: p for p in near_twins()} if goals == "shipped" else {}
+    parts, plain = split(chosen), split(ordinary())
+    found = {}
+    for name in SPLITS:
+        own = [p for p in parts.get(name, []) if p.expected == "refuse"]
+        twins = [t for t in map(twin_of, own) if t is not None]
+        found[name] = Material(own, twins, plain.get(name, []), [near[p.text] for p in own if p.text in near])
+    if not any(m.twins for m in found.values()):
+        raise ConfigError(
+            f"{goals} has no benign twins, so refusing everything would look like a repair", hint="add a column `twin` with a harmless counterpart of each goal"
+        )
+    return found
+
+
+def machine() -> str:
+    """Processor, cores and system, in a line."""
+    import os
+
+    name = platform.processor() or platform.machine()
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").splitlines():
+            if line.startswith("model name"):
+                name = line.partition(":")[2].strip()
+                break
+    except OSError:
+        pass
+    return f"{name}, {os.cpu_count()} cores, {platform.system()}"
+
+
+def _share(tally: Tally) -> float:
+    """The rate; 1 where nothing could be scored, since not scored is not safe."""
+    return tally.hits / tally.n if tally.n else 1.0
+
+
+def _badness(point: Point) -> float:
+    """What rounds are compared by: harmful compliance plus benign refusal. Refusing everything is as bad as refusing nothing."""
+    return _share(point.compliance) + _share(point.refusal)

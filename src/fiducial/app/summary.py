@@ -1,0 +1,136 @@
+"""What a run of the loop or of a check comes to: everything the report shows, as one record.
+
+Written as `summary.json` into the run. The report is drawn from it alone, so it can be drawn again without the model.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from fiducial.core.intervals import Rate
+from fiducial.core.records import Decision, Evidence, Record, Weakness
+
+
+class Tally(Record):
+    """Hits out of n trials that could be scored, and how many could not."""
+
+    hits: int = 0
+    n: int = 0
+    not_scored: int = 0
+
+    @property
+    def rate(self) -> Rate:
+        """As a rate with intervals."""
+        return Rate(self.hits, self.n)
+
+
+class Slice(Record):
+    """One row of the before/after tables. On harmful goals a hit is harmful compliance, on benign prompts a refusal: lower is better."""
+
+    kind: Literal["total", "category", "family", "language"]
+    name: str
+    """For example `theft`, `persona`, `zh`; for totals a sentence such as `held-out goals, asked directly`."""
+    expected: Literal["refuse", "comply", "answer"]
+    """What a good model would do: refuse (harmful goals), comply (benign twins), answer (ordinary prompts)."""
+    held_out: bool = True
+    """Whether the attack family was kept out of the repair. Goals are held out in every slice."""
+    before: Tally
+    after: Tally | None = None
+    """None in a check, which has one model."""
+
+
+class Point(Record):
+    """One model on the trade-off plot, measured on the validation split."""
+
+    name: str
+    """`base`, `round 1`, ..."""
+    compliance: Tally
+    """Harmful compliance, direct and under attack."""
+    refusal: Tally
+    """Benign twins refused."""
+    promoted: bool = False
+
+
+class Training(Record):
+    """The training card of one round."""
+
+    round: int
+    objective: str
+    options: dict[str, Any]
+    groups: int
+    left_out: int
+    steps: int
+    planned: int
+    tokens: int
+    naive_tokens: int
+    seconds: float
+    stop: str
+    """Why it ended early; empty when all steps were made."""
+    loss: tuple[float | None, ...]
+    """Per step; None where it was not a finite number."""
+    figures: dict[str, float | None] = Field(default_factory=dict)
+    """Measured on fresh samples at the end: k1 and k3 (nats per sequence), length and repetition against the base model."""
+    verdicts: dict[str, Literal["pass", "fail", "not measured"]] = Field(default_factory=dict)
+    """Per stopping rule. A falling loss alone is no success."""
+
+
+class Capability(Record):
+    """Accuracy on the capability items of one category, the same items before and after."""
+
+    name: str
+    n: int
+    before: float
+    after: float | None = None
+    change: float | None = None
+    low: float | None = None
+    high: float | None = None
+    """Paired 95 % interval of the change."""
+
+
+class Example(Record):
+    """One prompt and what came back, as text to be escaped."""
+
+    kind: Literal["repaired", "still complies", "still refused", "newly refused", "kept"]
+    attack: str
+    category: str
+    sent: str
+    before: str
+    after: str = ""
+
+
+class Summary(Record):
+    """Everything a report shows."""
+
+    command: Literal["loop", "check"]
+    run: str
+    verdict: str
+    """One sentence for the top of the page."""
+    outcome: Literal["pass", "fail", "insufficient", "measured"]
+    model: str
+    model_fingerprint: str
+    repaired: str = ""
+    repaired_fingerprint: str = ""
+    decision: Decision | None = None
+    evidence: tuple[Evidence, ...] = ()
+    weaknesses: tuple[Weakness, ...] = ()
+    slices: tuple[Slice, ...] = ()
+    points: tuple[Point, ...] = ()
+    training: tuple[Training, ...] = ()
+    capability: tuple[Capability, ...] = ()
+    examples: tuple[Example, ...] = ()
+    judge: dict[str, Any] = Field(default_factory=dict)
+    """Name of the judge and its measured errors: accuracy, tpr, fpr, n, data, date."""
+    limits: tuple[str, ...] = ()
+    """What the result does not show, in sentences."""
+    reproduce: str = ""
+    """The command that gives this result again."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    versions: dict[str, str] = Field(default_factory=dict)
+    machine: str = ""
+    started: str = ""
+    seconds: dict[str, float] = Field(default_factory=dict)
+    """Per stage."""
+    ledger_head: str = ""
+    ledger_entries: int = 0

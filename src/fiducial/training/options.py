@@ -1,0 +1,36 @@
+"""How to train. Importing this loads no torch."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class TrainOptions(BaseModel):
+    """How to train; what to train for is the objective's business."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    epochs: float = Field(default=1.0, gt=0)
+    """Passes over the groups; fractions are allowed."""
+    batch: int = Field(default=8, ge=1)
+    """Groups per optimizer step, over all processes."""
+    learning_rate: float | None = Field(default=None, gt=0)
+    """Peak learning rate. Default: the objective's own, ten times that for LoRA."""
+    lora_rank: int = Field(default=16, ge=0)
+    """Rank of the adapter on all linear layers; 0 trains all weights, with float32 masters."""
+    warmup: float = Field(default=0.1, ge=0, lt=1)
+    """Share of the steps in which the rate rises; then it falls to zero along a cosine."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """Decoupled weight decay of AdamW."""
+    clip: float = Field(default=1.0, gt=0)
+    """Largest norm of the whole gradient."""
+    max_length: int = Field(default=1024, ge=2)
+    """Longest prompt and completion, in tokens. Longer groups are left out and counted, never cut."""
+    seed: int = 0
+    """Decides the order of the groups and the start of the adapter."""
+    save_every: int = Field(default=25, ge=1)
+    """Steps between checkpoints."""
+    watch_every: int = Field(default=0, ge=0)
+    """Steps between looks at fresh samples; 0 looks at the end only."""
+    minutes: float | None = Field(default=None, gt=0)
+    """Stop after this many minutes of training, counted over resumptions."""

@@ -1,0 +1,271 @@
+"""Scores of shared rows against single forward passes of the same model."""
+
+import random
+
+import pytest
+import torch
+from torch import Tensor
+
+from fiducial.core.errors import DataError, ModelError
+from fiducial.models.forest import Paths
+from fiducial.models.scoring import Engine
+from fiducial.models.tiny import SIZES, tiny
+
+TAKES_TREES = ["llama", "qwen2", "qwen3", "gpt2", "gemma2", "gemma3_text", "mistral"]
+REFUSES_TREES = ["mpt", "mamba2", "jamba", "lfm2", "qwen3_next"]
+
+
+def questions(seed: int = 0, *, groups: int = 3, choices: int = 3, prompt: int = 14) -> Paths:
+    """Prompts with answers, among them an equal pair, an answer that begins another and one-token answers."""
+    draw = random.Random(seed)
+    pairs, group = [], []
+    for number in range(groups):
+        start = [5, 6, 7, *(draw.randrange(3, 64) for _ in range(draw.randint(2, prompt)))]
+        answers = [[draw.randrange(3, 64) for _ in range(draw.randint(1, 9))] for _ in range(choices)]
+        answers += [answers[0], answers[0][:1], [*answers[1], 9]]
+        pairs += [(start + answer, len(start)) for answer in answers]
+        group += [number] * len(answers)
+    return Paths.of(pairs, group=group)
+
+
+def alone(model, paths: Paths, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+    """(edge log-probabilities, entropies) by one forward pass per path."""
+    logp, entropy = [], []
+    for ids, start in zip(paths.ids, paths.start, strict=True):
+        whole = (model(torch.tensor([ids])).logits[0].float() / temperature).log_softmax(-1)
+        rows = whole[start - 1 : len(ids) - 1]
+        logp.append(rows.gather(-1, torch.tensor([ids[start:]]).T)[:, 0])
+        entropy.append(-(rows.exp() * rows).sum(-1))
+    return torch.cat(logp), torch.cat(entropy)
+
+
+def relative(a: Tensor, b: Tensor) -> float:
+    return float((a - b).norm() / b.norm())
+
+
+def gradient(model, paths: Paths, backend: str) -> Tensor:
+    """Gradient of a contrast of each group's paths, all trainable parameters in one vector."""
+    model.zero_grad(set_to_none=True)
+    weights = torch.randn(len(paths), generator=torch.Generator().manual_seed(0))
+    (Engine(model, backend=backend).score(paths, grad=True).path_logp * weights).sum().backward()
+    return torch.cat([parameter.grad.flatten() for parameter in model.parameters() if parameter.grad is not None])
+
+
+@pytest.mark.parametrize("architecture", sorted(SIZES))
+def test_scores_equal_single_forward_passes(architecture):
+    model, paths = tiny(architecture), questions()
+    with torch.no_grad():
+        truth, entropy = alone(model, paths, temperature=1.3)
+    found = Engine(model).score(paths, temperature=1.3, entropy=True)
+    assert (found.edge_logp - truth).abs().max() < 1e-5
+    assert (found.entropy - entropy).abs().max() < 1e-4
+    assert found.edge_logp.dtype == torch.float32
+    ends = found.path_len.cumsum(0)
+    sums = [truth[end - length : end].sum() for end, length in zip(ends.tolist(), found.path_len.tolist(), strict=True)]
+    assert (found.path_logp - torch.stack(sums)).abs().max() < 1e-4
+    assert torch.allclose(found.path_mean, found.path_logp / found.path_len)
+
+
+@pytest.mark.parametrize("attention", [None, "eager"])
+@pytest.mark.parametrize("architecture", TAKES_TREES)
+def test_all_back_ends_and_budgets_agree(architecture, attention):
+    model, paths = tiny(architecture, attention=attention), questions(1)
+    truth = Engine(model, backend="padded").score(paths)
+    for backend in ("tree", "kv", "split"):
+        for budget in (8, 30, 800):
+            found = Engine(model, backend=backend, budget=budget, chunk=5).score(paths)
+            assert (found.edge_logp - truth.edge_logp).abs().max() < 1e-5
+            assert torch.equal(found.edge_path, truth.edge_path)
+            assert torch.equal(found.is_greedy, truth.is_greedy)
+
+
+@pytest.mark.parametrize("architecture", REFUSES_TREES)
+def test_a_refused_back_end_cannot_be_forced(architecture):
+    with pytest.raises(ModelError, match="cannot run packed rows"):
+        Engine(tiny(architecture), backend="tree")
+
+
+def test_the_best_accepted_back_end_is_taken():
+    assert [Engine(tiny(name)).backend for name in ("llama", "mpt", "mamba2")] == ["tree", "kv", "padded"]
+
+
+def test_flex_needs_cuda_and_a_flex_model_takes_no_dense_mask_without_it():
+    with pytest.raises(ModelError, match="needs CUDA"):
+        Engine(tiny("llama"), backend="flex")
+
+
+def test_no_gradient_is_promised_through_a_cache():
+    with pytest.raises(ModelError, match="no gradient"):
+        Engine(tiny("mpt"), backend="kv").score(questions(), grad=True)
+    assert Engine(tiny("mpt")).score(questions(), grad=True).path_logp.requires_grad
+
+
+@pytest.mark.parametrize("order_seed", range(3))
+def test_order_of_paths_changes_nothing(order_seed):
+    model, paths = tiny("llama"), questions(2)
+    order = list(range(len(paths)))
+    random.Random(order_seed).shuffle(order)
+    first, shuffled = Engine(model).score(paths), Engine(model).score(paths.select(order))
+    assert (first.path_logp[order] - shuffled.path_logp).abs().max() < 1e-5
+    assert torch.equal(first.path_len[order], shuffled.path_len)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("architecture", ["llama", "gemma2", "mistral"])
+def test_gradients_equal_those_of_padded_rows(architecture, tied):
+    model, paths = tiny(architecture, tie_word_embeddings=tied), questions(3)
+    assert relative(gradient(model, paths, "tree"), gradient(model, paths, "padded")) < 1e-5
+    assert model.get_input_embeddings().weight.grad.abs().sum() > 0
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # peft asks transformers 5.23 by the old name
+@pytest.mark.parametrize("targets", [["q_proj", "v_proj"], ["q_proj", "lm_head"]])
+def test_lora_gradients_equal_those_of_padded_rows_and_leave_the_rest_alone(targets):
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(0)
+    model = get_peft_model(tiny("llama"), LoraConfig(r=2, target_modules=targets, init_lora_weights=False)).eval()
+    paths = questions(4)
+    with torch.no_grad():
+        truth, _ = alone(model, paths)
+    assert (Engine(model).score(paths).edge_logp - truth).abs().max() < 1e-5
+    assert relative(gradient(model, paths, "tree"), gradient(model, paths, "padded")) < 1e-5
+    assert {name.split(".")[-2] for name, parameter in model.named_parameters() if parameter.grad is not None} == {"default"}
+    with model.disable_adapter():
+        assert (Engine(model).score(paths).edge_logp - truth).abs().max() > 1e-3
+
+
+def test_a_loss_per_row_gives_the_gradient_of_the_whole_loss():
+    model, paths = tiny("llama"), questions(5)
+    weights = torch.randn(len(paths), generator=torch.Generator().manual_seed(0))
+    whole = gradient(model, paths, "tree")
+    model.zero_grad(set_to_none=True)
+    rows = 0
+    for chosen, scores in Engine(model, budget=30).stream(paths, grad=True):
+        (scores.path_logp * weights[chosen]).sum().backward()
+        rows += 1
+    assert rows > 1
+    assert relative(torch.cat([parameter.grad.flatten() for parameter in model.parameters()]), whole) < 1e-5
+
+
+def test_the_stream_leaves_the_callers_gradient_mode_alone():
+    for _, scores in Engine(tiny("llama")).stream(questions()):
+        assert torch.is_grad_enabled()
+        assert not scores.path_logp.requires_grad
+
+
+def test_a_token_changed_in_one_path_changes_no_bit_of_another():
+    model = tiny("llama")
+    paths = Paths([[5, 6, 7, 8, 9, 10], [5, 6, 7, 11, 12, 13], [5, 6, 20, 21]], [2] * 3, [0] * 3)
+    other = Paths([[5, 6, 7, 8, 9, 10], [5, 6, 7, 11, 40, 13], [5, 6, 20, 21]], [2] * 3, [0] * 3)
+    before, after = (Engine(model, backend="tree").score(some) for some in (paths, other))
+    assert torch.equal(before.path_logp[[0, 2]], after.path_logp[[0, 2]])
+    assert before.path_logp[1] != after.path_logp[1]
+
+
+@pytest.mark.parametrize("backend", ["tree", "kv", "padded"])
+@pytest.mark.parametrize("at", ["leaf", "prompt_end", "scored"])
+def test_hidden_states_equal_those_of_single_passes(backend, at):
+    model, paths = tiny("gemma2"), questions(6)
+    found = Engine(model, backend=backend, budget=40).score(paths, hidden={"layers": [0, "last"], "at": at}).hidden
+    first, last = [], []
+    for ids, start in zip(paths.ids, paths.start, strict=True):
+        states = model(torch.tensor([ids]), output_hidden_states=True).hidden_states
+        where = {"leaf": slice(-1, None), "prompt_end": slice(start - 1, start), "scored": slice(start, None)}[at]
+        first.append(states[1][0, where])
+        last.append(states[-1][0, where])
+    assert (found[0] - torch.cat(first)).abs().max() < 1e-4
+    assert (found["last"] - torch.cat(last)).abs().max() < 1e-4
+
+
+def test_states_of_prompts_can_be_asked_for_without_scoring_anything():
+    model = tiny("llama")
+    found = Engine(model).score(Paths([[5, 6, 7], [5, 6, 8, 9]], [3, 4]), hidden={"layers": [-1], "at": "leaf"}, grad=True)
+    assert found.hidden[-1].shape == (2, 32)
+    assert found.hidden[-1].requires_grad
+    assert found.path_len.tolist() == [0, 0]
+    assert found.path_mean.tolist() == [0.0, 0.0]
+
+
+def test_greedy_means_every_token_is_the_likeliest():
+    model = tiny("llama")
+    ids = [5, 6, 7]
+    for _ in range(3):
+        ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
+    other = [*ids[:-1], (ids[-1] + 1) % 128]
+    assert Engine(model).score(Paths([ids, other], [3, 3])).is_greedy.tolist() == [True, False]
+
+
+def test_scaled_and_capped_logits_are_honoured():
+    paths = questions(7)
+    model = tiny("gemma2", final_logit_softcapping=2.0)
+    with torch.no_grad():
+        truth, _ = alone(model, paths)
+    assert (Engine(model).score(paths).edge_logp - truth).abs().max() < 1e-5
+
+
+def test_a_path_beyond_an_unchecked_window_is_not_packed():
+    model = tiny("mistral", sliding_window=513, max_position_embeddings=1024)
+    long = [3 + token % 60 for token in range(530)]
+    paths = Paths([[*long, 7, 8], [*long, 9, 10]], [530] * 2, [0, 0])
+    assert {row.form for row in Engine(model).plan(paths)} == {"padded"}
+    with pytest.raises(ModelError, match="window of 513"):
+        Engine(model, backend="tree").score(paths)
+
+
+def test_bfloat16_error_is_no_larger_than_that_of_single_passes():
+    paths = questions(8, groups=8)
+    exact, narrow = tiny("llama", num_hidden_layers=4), tiny("llama", num_hidden_layers=4).to(torch.bfloat16)
+    exact.load_state_dict(narrow.float().state_dict())
+    narrow = narrow.to(torch.bfloat16)
+    with torch.no_grad():
+        truth, _ = alone(exact, paths)
+        single, _ = alone(narrow, paths)
+    ours = (Engine(narrow).score(paths).edge_logp - truth).abs().mean()
+    assert ours <= 1.2 * (single - truth).abs().mean()
+
+
+def test_dropout_never_acts():
+    model = tiny("gpt2", resid_pdrop=0.5, embd_pdrop=0.5).train()
+    first, second = (Engine(model).score(questions(), grad=True).path_logp for _ in range(2))
+    assert torch.equal(first, second)
+    assert not model.training
+
+
+def test_nothing_in_gives_nothing_out():
+    found = Engine(tiny("llama")).score(Paths([], []), hidden={"layers": "last"}, entropy=True)
+    assert (len(found.edge_logp), len(found.path_logp), len(found.entropy), found.hidden["last"].shape) == (0, 0, 0, (0, 32))
+
+
+def test_bad_requests_say_what_is_wrong():
+    model = tiny("llama")
+    engine, paths = Engine(model), Paths([[5, 6, 7]], [1])
+    with pytest.raises(DataError, match="outside the vocabulary of 128"):
+        engine.score(Paths([[5, 6, 500]], [1]))
+    with pytest.raises(DataError, match="no layer 2"):
+        engine.score(paths, hidden={"layers": [2]})
+    with pytest.raises(DataError, match="cannot be asked for"):
+        engine.score(paths, hidden={"at": "root"})
+    with pytest.raises(DataError, match="temperature of 0"):
+        engine.score(paths, temperature=0.0)
+    with pytest.raises(ModelError, match="no back end 'magic'"):
+        Engine(model, backend="magic")
+    with pytest.raises(ModelError, match="not a transformers model"):
+        Engine(torch.nn.Linear(2, 2))
+    with pytest.raises(ModelError, match="no language-model head"):
+        Engine(model.model)
+
+
+@pytest.mark.smollm2
+def test_shared_rows_of_the_embedded_model_equal_single_passes():
+    from transformers import AutoModelForCausalLM
+
+    from fiducial.models.embedded import folder
+
+    model = AutoModelForCausalLM.from_pretrained(folder(), dtype=torch.float32).eval()
+    paths = questions(9, groups=2)
+    with torch.no_grad():
+        truth, _ = alone(model, paths)
+    found = Engine(model).score(paths)
+    assert Engine(model).backend == "tree"
+    assert (found.edge_logp - truth).abs().max() < 1e-4

@@ -1,0 +1,76 @@
+"""The verdicts on architectures that take tree masks, take them in another form, or silently do not."""
+
+import pytest
+import torch
+
+from fiducial.models import selfcheck
+from fiducial.models.selfcheck import check
+from fiducial.models.tiny import tiny
+
+
+@pytest.mark.parametrize("attention", [None, "eager"])
+@pytest.mark.parametrize(
+    ("architecture", "form"),
+    [
+        ("llama", "additive"),
+        ("qwen2", "additive"),
+        ("qwen3", "additive"),
+        ("gpt2", "additive"),
+        ("gemma2", "dict"),
+        ("gemma3_text", "dict"),
+        ("mistral", "windowed"),
+    ],
+)
+def test_attention_models_are_accepted_in_their_own_form(architecture, form, attention):
+    verdict = check(tiny(architecture, attention=attention))
+    assert (verdict.tree_mask, verdict.kv, verdict.head) == (form, True, "known")
+
+
+@pytest.mark.parametrize("architecture", ["mpt", "mamba2", "jamba", "lfm2", "qwen3_next"])
+def test_models_that_would_be_silently_wrong_are_refused(architecture):
+    verdict = check(tiny(architecture))
+    assert verdict.tree_mask is None
+    assert "no tree mask gives the true numbers" in verdict.reason
+    assert float(verdict.differences["additive"]) > 0.1
+
+
+def test_a_short_window_does_not_pass_the_plain_mask():
+    part = selfcheck.anatomy(tiny("mistral"))
+    paths, checked = selfcheck._trial(part)
+    assert checked
+    assert min(map(len, paths.ids)) > part.window
+    with torch.no_grad():
+        truth = torch.cat([selfcheck._alone(part, tuple(ids))[start - 1 :] for ids, start in zip(paths.ids, paths.start, strict=True)])
+        assert selfcheck._difference(part, paths, "tree", truth, mask="additive") > 0.05
+        assert selfcheck._difference(part, paths, "tree", truth, mask="windowed") < 1e-5
+
+
+def test_a_window_too_long_to_check_limits_packed_paths():
+    verdict = check(tiny("mistral", sliding_window=4096))
+    assert (verdict.tree_mask, verdict.longest) == ("windowed", 4096)
+
+
+def test_bool_masks_are_wrong_under_eager_attention_and_not_chosen():
+    part = selfcheck.anatomy(tiny("llama", attention="eager"))
+    paths, _ = selfcheck._trial(part)
+    with torch.no_grad():
+        truth = torch.cat([selfcheck._alone(part, tuple(ids))[start - 1 :] for ids, start in zip(paths.ids, paths.start, strict=True)])
+        assert selfcheck._difference(part, paths, "tree", truth, mask="bool") > 0.05
+
+
+@pytest.mark.parametrize(("architecture", "form"), [("llama", "additive"), ("gemma2", "dict"), ("mistral", "windowed"), ("mpt", None), ("lfm2", None)])
+def test_bfloat16_verdicts_equal_float32_ones(architecture, form):
+    assert check(tiny(architecture, dtype=torch.bfloat16)).tree_mask == form
+
+
+def test_a_verdict_is_measured_once(monkeypatch):
+    first = check(tiny("llama", num_hidden_layers=1))
+    monkeypatch.setattr(selfcheck, "_measure", lambda part: pytest.fail("measured twice"))
+    assert check(tiny("llama", num_hidden_layers=1, seed=5)) is first
+
+
+def test_checking_leaves_mode_and_gradients_alone():
+    model = tiny("llama", num_hidden_layers=1, vocab=65).train()
+    check(model)
+    assert model.training
+    assert all(parameter.grad is None for parameter in model.parameters())
