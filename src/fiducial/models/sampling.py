@@ -260,7 +260,7 @@ def _one_by_one(module: Any, rows: Sequence[_Row], settings: Settings) -> Iterat
 
     def stopped(ids: Tensor, scores: Any, **_: Any) -> Tensor:
         new = ids[0, start:].tolist()
-        return torch.tensor([settings.stop_check is not None and settings.stop_check(new)], device=ids.device)
+        return torch.tensor([settings.stop_check is not None and new[-1] not in settings.eos and settings.stop_check(new)], device=ids.device)
 
     random = settings.temperature > 0
     end = sorted(settings.eos)
