@@ -50,31 +50,34 @@ class ConstitutionalRevision(Maker):
         """One group per failing attempt whose revision is usable: (revision, first answer)."""
         law = constitution(self.principles or None)
         failing = [a for a in attempts if a.scored and a.failed]
-        answers = [a.response for a in failing]
+        answers = [Completion(text=a.response, finish=a.finish) for a in failing]
         used: list[list[str]] = [[] for _ in failing]
         for turn in range(self.rounds):
             # the draw depends on the attempt, not on its neighbours, so that a resumed run draws the same
             drawn = [random.Random(f"{seed}:{turn}:{a.id}").choice(law) for a in failing]
-            critiques = self._ask(model, [_critique(a, answer, p) for a, answer, p in zip(failing, answers, drawn, strict=True)], seed + turn)
-            asked = [_revision(a, answer, p, c) for a, answer, p, c in zip(failing, answers, drawn, critiques, strict=True)]
+            critiques = self._ask(model, [_critique(a, answer.text, p) for a, answer, p in zip(failing, answers, drawn, strict=True)], seed + turn)
+            asked = [_revision(a, answer.text, p, c.text) for a, answer, p, c in zip(failing, answers, drawn, critiques, strict=True)]
             for i, (critique, revision) in enumerate(zip(critiques, self._ask(model, asked, seed + turn), strict=True)):
-                if revision.strip() and not _copied(critique, answers[i]) and revision.strip() != answers[i].strip():
-                    answers[i] = revision.strip()
+                if revision.text and not _copied(critique.text, answers[i].text) and revision.text != answers[i].text.strip():
+                    answers[i] = revision
                     used[i].append(drawn[i].name)
-        groups = [self._group(a, answer, names) for a, answer, names in zip(failing, answers, used, strict=True) if names]
+        # a later round may have come back to the first answer, which then is no better than itself
+        made = [(a, answer, names) for a, answer, names in zip(failing, answers, used, strict=True) if names and answer.text != a.response.strip()]
+        groups = [self._group(*one) for one in made]
         for group in groups:
             sink(group)
         return groups
 
-    def _ask(self, model: Model, conversations: list[Conversation], seed: int) -> list[str]:
+    def _ask(self, model: Model, conversations: list[Conversation], seed: int) -> list[Completion]:
+        """Answers without surrounding space; an error is an empty one. Whether one was cut off is kept: its end is not to be taught."""
         answers = model.sample(conversations, max_tokens=self.max_tokens, temperature=self.temperature, seed=seed) if conversations else []
-        return [c[0].text if c[0].finish != "error" else "" for c in answers]
+        return [Completion(text=c[0].text.strip() if c[0].finish != "error" else "", finish=c[0].finish) for c in answers]
 
-    def _group(self, attempt: Attempt, revision: str, names: list[str]) -> Group:
+    def _group(self, attempt: Attempt, revision: Completion, names: list[str]) -> Group:
         asked = attempt.prompt.model_copy(update={"messages": attempt.sent})
         note = f"{self.name}: {', '.join(names)} ({len(names)} of {self.rounds} rounds kept)"
         first = Completion(text=attempt.response, finish=attempt.finish)
-        return Group(prompt=asked, completions=(Completion(text=revision), first), targets=(1.0, 0.0), annotator=note)
+        return Group(prompt=asked, completions=(revision, first), targets=(1.0, 0.0), annotator=note)
 
 
 def _critique(attempt: Attempt, answer: str, principle: Principle) -> Conversation:

@@ -36,7 +36,7 @@ class DPO(Objective):
     """Weight of the chosen response's negative log-likelihood per token; 1 keeps it from losing probability."""
 
     def __post_init__(self) -> None:
-        if self.beta <= 0 or self.anchor < 0:
+        if not (self.beta > 0 and self.anchor >= 0):
             raise ValueError(f"beta must be > 0 and anchor >= 0, got {self.beta} and {self.anchor}")
 
     def __call__(self, policy: GroupLogProbs, reference: GroupLogProbs | None = None) -> Tensor:

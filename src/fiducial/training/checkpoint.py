@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,8 @@ from torch import Tensor
 
 from fiducial.core.errors import StorageError
 from fiducial.core.store import sync_folder
+
+log = logging.getLogger(__name__)
 
 STATE = "state.json"
 
@@ -30,33 +35,53 @@ def save(folder: Path, *, step: int, weights: dict[str, Tensor], optimizer: torc
         save_file({k: v.detach().contiguous() for k, v in weights.items()}, beside / "weights.safetensors")
         save_file({k: v.contiguous() for k, v in tensors.items()} | {"rng": torch.get_rng_state()}, beside / "optimizer.safetensors")
         (beside / STATE).write_text(json.dumps({"step": step} | state), encoding="utf-8")
-        sync_folder(beside)
+        _sync(beside)
         shutil.rmtree(target, ignore_errors=True)
         beside.rename(target)
+        sync_folder(folder)
     except OSError as error:
         raise StorageError.from_os(error, target) from error
     except SafetensorError as error:  # how it reports a full disk
         raise StorageError(f"{target} cannot be written: {error}", hint="check the disk, then go on with --resume") from error
-    for old in _complete(folder):
+    for old in folder.glob("*checkpoint-*"):
         if old != target:
             shutil.rmtree(old, ignore_errors=True)
 
 
-def load(folder: Path, *, weights: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:
-    """Puts the newest complete checkpoint into `weights` and `optimizer` and returns its state; None when there is none."""
+def load(
+    folder: Path, *, weights: dict[str, Tensor], optimizer: torch.optim.Optimizer, admit: Callable[[dict[str, Any]], None] = lambda _: None
+) -> dict[str, Any] | None:
+    """Puts the newest readable checkpoint into `weights` and `optimizer` and returns its state; None when there is none.
+
+    `admit` is shown the state first, and raises if it is of something else; nothing has been changed then.
+    """
+    from safetensors import SafetensorError
+
+    for newest in sorted(_complete(folder), key=_step, reverse=True):
+        try:
+            state, stored, tensors = _read(newest)
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
+            log.warning("%s is damaged and left out: %s", newest, error)
+            continue
+        admit(state)
+        _put(newest, stored, tensors, weights, optimizer)
+        return state
+    return None
+
+
+def _read(newest: Path) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Tensor]]:
     from safetensors.torch import load_file
 
-    found = _complete(folder)
-    if not found:
-        return None
-    newest = max(found, key=_step)
-    stored = load_file(newest / "weights.safetensors")
+    state: dict[str, Any] = json.loads((newest / STATE).read_text(encoding="utf-8"))
+    return state, load_file(newest / "weights.safetensors"), load_file(newest / "optimizer.safetensors")
+
+
+def _put(newest: Path, stored: dict[str, Tensor], tensors: dict[str, Tensor], weights: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> None:
     if set(stored) != set(weights) or any(stored[k].shape != weights[k].shape for k in stored):
         raise StorageError(f"{newest} belongs to another model or adapter", hint="start a new run, or resume with the options of the old one")
     with torch.no_grad():
         for name, value in stored.items():
             weights[name].copy_(value)
-    tensors = load_file(newest / "optimizer.safetensors")
     torch.set_rng_state(tensors.pop("rng"))
     current = optimizer.state_dict()
     states: dict[int, dict[str, Tensor]] = {}
@@ -64,14 +89,23 @@ def load(folder: Path, *, weights: dict[str, Tensor], optimizer: torch.optim.Opt
         index, _, name = key.partition(".")
         states.setdefault(int(index), {})[name] = value
     optimizer.load_state_dict({"state": states, "param_groups": current["param_groups"]})
-    state: dict[str, Any] = json.loads((newest / STATE).read_text(encoding="utf-8"))
-    return state
 
 
 def clear(folder: Path) -> None:
     """Removes all checkpoints; called when the model itself has been written."""
-    for old in _complete(folder):
+    for old in folder.glob("*checkpoint-*"):
         shutil.rmtree(old, ignore_errors=True)
+
+
+def _sync(folder: Path) -> None:
+    """Waits until every file of a folder is on the disk: a name must not outlive its content."""
+    for path in folder.iterdir():
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    sync_folder(folder)
 
 
 def _step(path: Path) -> int:

@@ -150,14 +150,18 @@ class _Trainer:
         self.rate = rate
         self.optimizer = torch.optim.AdamW(self.trainables.parameters, lr=rate, betas=(0.9, 0.95), weight_decay=options.weight_decay, fused=True)
         self.planned = max(1, math.ceil(options.epochs * len(data.groups) / options.batch))
+        # with an adapter the frozen weights are not in the checkpoint; without one a reference must be of the model that was started from
+        self.origin = lora.base_fingerprint(model.module) if adapters.is_adapted(model.module) else model.fingerprint if objective.needs_reference else ""
         self.step, self.seconds, self.tokens, self.naive = 0, 0.0, 0, 0
+        self.stop = ""
+        self.seen = (0, 0)
         self.history: list[dict[str, float]] = []
         self.watched: list[dict[str, float]] = []
         self.norms: list[float] = []
 
     def run(self, report: Report | None, watch: Watch | None) -> TrainResult:
         self._resume()
-        stop = ""
+        stop = self.stop or self._agreed(self._spent())
         while self.step < self.planned and not stop:
             began = time.monotonic()
             figures = self._one_step()
@@ -166,13 +170,15 @@ class _Trainer:
             self.history.append({"step": self.step} | figures)
             if report and self.accelerator.is_main_process:
                 report(self.step, self.planned, figures)
-            stop = self._limits(figures)
-            if watch and (self.step == self.planned or (self.options.watch_every and self.step % self.options.watch_every == 0)):
+            self.stop = self._limits(figures)
+            stop = self.stop or self._agreed(self._spent())
+            if watch and (stop or self.step == self.planned or (self.options.watch_every and self.step % self.options.watch_every == 0)):
                 began = time.monotonic()
                 seen, reason = watch(self.step, self.model)
                 self.seconds += time.monotonic() - began
                 self.watched.append({"step": self.step} | seen)
-                stop = stop or reason
+                self.stop = self._agreed(self.stop or reason)
+                stop = self.stop or stop
             if self.step % self.options.save_every == 0 or self.step == self.planned or stop:
                 self._save()
         groups, left = len(self.data.groups), self.data.left_out
@@ -184,7 +190,8 @@ class _Trainer:
         everything = self.data.parts.select(chosen)
         tokens = (everything.targets * everything.length).sum(1)
         # what the step's losses are divided by is known before anything is computed, on every process
-        share = everything.weight / float((everything.weight * tokens).sum() if self.objective.per_token else everything.weight.sum())
+        total = float((everything.weight * tokens).sum() if self.objective.per_token else everything.weight.sum())
+        share = everything.weight / (total or 1.0)  # nothing to divide by when no group of the step counts
         mine = range(self.accelerator.process_index, len(chosen), self.accelerator.num_processes)
         losses, logp = self._backward([chosen[i] for i in mine], share[torch.tensor(list(mine), dtype=torch.long)])
         self._reduce()
@@ -202,13 +209,13 @@ class _Trainer:
 
     def _backward(self, chosen: list[int], share: Tensor) -> tuple[Tensor, Tensor]:
         """Adds the gradient of `sum(share * loss)`; gives the weighted loss and the log-probabilities [G, K] of the chosen groups."""
+        self.seen = (0, 0)
         if not chosen:
             return torch.zeros(()), torch.zeros(0, self.data.parts.mask.shape[1])
         paths = self.data.paths.select(self.data.paths_of(chosen))
         owner = [i for i, g in enumerate(chosen) for _ in self.data.groups[g].completions]
         rows = self.model.engine.plan(paths, grad=True)
-        self.tokens += sum(len(row.ids) for row in rows)
-        self.naive += sum(len(ids) for ids in paths.ids)
+        self.seen = (sum(len(row.ids) for row in rows), sum(len(ids) for ids in paths.ids))
         logp = torch.zeros(len(paths))
         total = torch.zeros(())
         whole = all(len({i for i, row in enumerate(rows) if any(owner[p] == g for p in row.paths)}) == 1 for g in range(len(chosen)))
@@ -236,22 +243,25 @@ class _Trainer:
         return loss.detach().cpu(), _place(self.data, chosen, logp.detach().cpu())
 
     def _loss(self, chosen: list[int], share: Tensor, logp: Tensor) -> Tensor:
-        policy = self.data.parts.select(chosen).with_logp(_place(self.data, chosen, logp))
+        # labels and reference are on the CPU, and so few numbers are best put together there
+        policy = self.data.parts.select(chosen).with_logp(_place(self.data, chosen, logp.float().cpu()))
         losses = self.objective(policy, self.table.select(chosen) if self.table is not None else None)
-        return (share.to(losses.device) * losses).sum()
+        return (share * losses).sum()
 
     def _figures(self, chosen: list[int], loss: Tensor, logp: Tensor) -> dict[str, float]:
-        """Loss and the objective's metrics, summed or averaged over processes."""
+        """Loss and the objective's metrics, summed or averaged over processes. Counts the tokens of the step too."""
         policy = self.data.parts.select(chosen).with_logp(logp)
         own = self.objective.metrics(policy, self.table.select(chosen) if self.table is not None else None) if chosen else {}
-        if self.accelerator.num_processes == 1:
-            return {"loss": float(loss)} | own
-        gathered: list[Any] = [None] * self.accelerator.num_processes
-        torch.distributed.all_gather_object(gathered, (float(loss), len(chosen), own))
-        names = {name for _, _, values in gathered for name in values}
-        count = sum(n for _, n, _ in gathered)
-        means = {name: sum(values.get(name, 0.0) * n for _, n, values in gathered) / count for name in sorted(names)}
-        return {"loss": sum(x for x, _, _ in gathered)} | means
+        gathered: list[Any] = [(float(loss), len(chosen), own, self.seen)]
+        if self.accelerator.num_processes > 1:
+            gathered *= self.accelerator.num_processes
+            torch.distributed.all_gather_object(gathered, (float(loss), len(chosen), own, self.seen))
+        self.tokens += sum(seen[0] for *_, seen in gathered)
+        self.naive += sum(seen[1] for *_, seen in gathered)
+        names = {name for _, _, values, _ in gathered for name in values}
+        count = sum(n for _, n, _, _ in gathered)
+        means = {name: sum(values.get(name, 0.0) * n for _, n, values, _ in gathered) / count for name in sorted(names)}
+        return {"loss": sum(x for x, *_ in gathered)} | means
 
     def _reduce(self) -> None:
         """Adds up gradients over processes; a process without groups of its own takes part with zeros."""
@@ -283,15 +293,29 @@ class _Trainer:
         self.norms.append(figures["grad_norm"])
         if figures["grad_norm"] > 100 * usual:
             return f"the gradient's norm {figures['grad_norm']:.3g} is over 100 times its median {usual:.3g}"
+        return ""
+
+    def _spent(self) -> str:
+        """A reason to stop when time is up; not kept in checkpoints, since a resumed run may be given more."""
         if self.options.minutes is not None and self.seconds > 60 * self.options.minutes and self.step < self.planned:
             return f"the budget of {self.options.minutes:g} minutes is spent"
         return ""
+
+    def _agreed(self, stop: str) -> str:
+        """What the main process says: clocks differ, and a process that stops alone leaves the others waiting."""
+        if self.accelerator.num_processes > 1:
+            said = [stop]
+            torch.distributed.broadcast_object_list(said, src=0)
+            return said[0]
+        return stop
 
     def _save(self) -> None:
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             state = {
                 "identity": self._identity(),
+                "origin": self.origin,
+                "stop": self.stop,
                 "seconds": self.seconds,
                 "tokens": self.tokens,
                 "naive": self.naive,
@@ -303,14 +327,19 @@ class _Trainer:
         self.accelerator.wait_for_everyone()
 
     def _resume(self) -> None:
-        state = checkpoint.load(self.folder, weights=self.trainables.masters, optimizer=self.optimizer)
+        state = checkpoint.load(self.folder, weights=self.trainables.masters, optimizer=self.optimizer, admit=self._admit)
         if state is None:
             return
-        if state["identity"] != self._identity():
-            raise DataError(f"the checkpoint in {self.folder} was made with other data or options", hint="start a new run, or give the old options")
         self.trainables.publish()
         self.step, self.seconds, self.tokens, self.naive = state["step"], state["seconds"], state["tokens"], state["naive"]
-        self.history, self.watched, self.norms = state["history"], state["watched"], state["norms"]
+        self.history, self.watched, self.norms, self.stop = state["history"], state["watched"], state["norms"], state["stop"]
+
+    def _admit(self, state: dict[str, Any]) -> None:
+        """Raises DataError unless the checkpoint is of this very training."""
+        if state["identity"] != self._identity():
+            raise DataError(f"the checkpoint in {self.folder} was made with other data or options", hint="start a new run, or give the old options")
+        if state["origin"] != self.origin:
+            raise DataError(f"the checkpoint in {self.folder} was made from another model", hint="open the model that the run began with, or start a new run")
 
     def _identity(self) -> str:
         """What a checkpoint belongs to. The time budget is not part of it: it may be raised on resumption."""

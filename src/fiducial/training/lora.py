@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -21,9 +22,18 @@ def attach(module: nn.Module, *, rank: int, alpha: int | None = None, targets: s
         raise ConfigError("the model already carries an adapter", hint="merge it first, or train from its base model")
     if rank < 1:
         raise ConfigError(f"a LoRA rank of {rank} trains nothing", hint="use 1 or more, or lora_rank=0 for full fine-tuning")
-    with torch.random.fork_rng():  # the adapter's start depends on the seed alone
+    # gpt2 and its kin keep their matrices transposed, in a class of that name
+    transposed = any(type(layer).__name__ == "Conv1D" for layer in module.modules())
+    with torch.random.fork_rng(devices=[]):  # the adapter's start depends on the seed alone
         torch.manual_seed(seed)
-        return adapters.add(module, LoraConfig(r=rank, lora_alpha=alpha or 2 * rank, target_modules=targets, task_type="CAUSAL_LM"))
+        shape: dict[str, Any] = {"r": rank, "lora_alpha": alpha or 2 * rank, "target_modules": targets, "fan_in_fan_out": transposed}
+        return adapters.add(module, LoraConfig(**shape, exclude_modules=_bypassed(module), task_type="CAUSAL_LM"))
+
+
+def _bypassed(module: nn.Module) -> list[str] | None:
+    """Layers that get no adapter: Mamba's kernels read the weights of `out_proj` past its forward pass, and peft refuses it there."""
+    kind = getattr(getattr(module, "config", None), "model_type", "")
+    return ["out_proj"] if kind in ("mamba", "mamba2", "falcon_mamba", "falcon_h1", "nemotron_h") else None
 
 
 def make_trainable(module: nn.Module) -> None:
@@ -31,6 +41,17 @@ def make_trainable(module: nn.Module) -> None:
     adapted = adapters.is_adapted(module)
     for name, p in module.named_parameters():
         p.requires_grad_(not adapted or "lora_" in name)
+
+
+def base_fingerprint(module: nn.Module) -> str:
+    """Which weights lie below the adapter, 16 hexadecimal digits; the same with and without one. Looks at 1024 values of every tensor."""
+    looked = hashlib.sha256()
+    for name, p in module.named_parameters():
+        if "lora_" not in name:
+            values = p.detach().reshape(-1)
+            looked.update(name.removeprefix("base_model.model.").replace(".base_layer.", ".").encode())
+            looked.update(values[:: max(1, len(values) // 1024)].float().cpu().numpy().tobytes())
+    return looked.hexdigest()[:16]
 
 
 @contextmanager

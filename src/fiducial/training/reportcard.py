@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from fiducial.core.records import Conversation
+from fiducial.models import adapters
 from fiducial.models.forest import Paths
 from fiducial.models.local import LocalModel
 from fiducial.training import lora
@@ -22,12 +23,25 @@ Outcome = Literal["pass", "fail", "not measured"]
 
 
 class FreshSamples:
-    """Watches a model that trains with an adapter. Made before training, with the model as it is then."""
+    """Watches a model that trains. Made before training, with the model as it is then.
 
-    def __init__(self, model: LocalModel, prompts: Sequence[Conversation], *, max_tokens: int = 24, kl_budget: float = 10.0, seed: int = 0) -> None:
+    The base model is the one below the adapter; where all weights train, give it as `base`, or drift is not measured.
+    """
+
+    def __init__(
+        self,
+        model: LocalModel,
+        prompts: Sequence[Conversation],
+        *,
+        base: LocalModel | None = None,
+        max_tokens: int = 24,
+        kl_budget: float = 10.0,
+        seed: int = 0,
+    ) -> None:
+        self.reference = base
         self.prompts, self.max_tokens, self.kl_budget, self.seed = list(prompts), max_tokens, kl_budget, seed
         with lora.adapter_off(model.module):  # also when a resumed model already carries its adapter
-            self.base = self._texts(model)
+            self.base = self._texts(base or model)
 
     def __call__(self, step: int, model: LocalModel) -> tuple[dict[str, float], str]:
         """Figures of the model as it is now, and a reason to stop or an empty string."""
@@ -44,9 +58,9 @@ class FreshSamples:
         kl = figures.get("k3", math.nan)
         found["drift"] = _rule(kl, kl <= self.kl_budget, f"k3 is {kl:.2f} nats per sample, the budget {self.kl_budget:g}")
         length, base = figures.get("length", math.nan), figures.get("base_length", math.nan)
-        found["length"] = _rule(length, 0.5 * base <= length <= 1.5 * base, f"answers have {length:.1f} words on average, the base model's {base:.1f}")
+        found["length"] = _rule(length + base, 0.5 * base <= length <= 1.5 * base, f"answers have {length:.1f} words on average, the base model's {base:.1f}")
         repeats, usual = figures.get("repetition", math.nan), figures.get("base_repetition", math.nan)
-        found["repetition"] = _rule(repeats, repeats <= max(2 * usual, 0.1), f"{repeats:.0%} of 4-grams are repeats, of the base model's {usual:.0%}")
+        found["repetition"] = _rule(repeats + usual, repeats <= max(2 * usual, 0.1), f"{repeats:.0%} of 4-grams are repeats, of the base model's {usual:.0%}")
         return found
 
     def _texts(self, model: LocalModel) -> list[tuple[Conversation, str, tuple[int, ...]]]:
@@ -54,7 +68,7 @@ class FreshSamples:
         return [(p, c[0].text, c[0].tokens) for p, c in zip(self.prompts, drawn, strict=True) if c[0].finish != "error" and c[0].tokens]
 
     def _drift(self, model: LocalModel, texts: list[tuple[Conversation, str, tuple[int, ...]]]) -> dict[str, float]:
-        if not texts:
+        if not texts or (self.reference is None and not adapters.is_adapted(model.module)):
             return {}
         pairs = []
         for conversation, _, tokens in texts:
@@ -63,7 +77,7 @@ class FreshSamples:
         paths = Paths.of(pairs)
         policy = model.score(paths).path_logp
         with lora.adapter_off(model.module):
-            ratio = policy - model.score(paths).path_logp
+            ratio = policy - (self.reference or model).score(paths).path_logp
         k1 = ratio.mean()
         k3 = ((-ratio).clamp(max=20).exp() - 1 + ratio).mean()
         return {"k1": float(k1), "k3": float(k3), "samples": float(len(texts))}

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 from pydantic import ValidationError
 
@@ -39,6 +39,13 @@ OUTCOMES = {"pass": "Pass", "fail": "Fail", "insufficient": "Not enough evidence
 
 EXAMPLES = {"repaired": "pass", "kept": "pass", "still complies": "fail", "still refused": "fail", "newly refused": "fail"}
 """The sign beside an example, by its kind."""
+
+ERRORS = {
+    "accuracy": ("answers it reads rightly", "n"),
+    "tpr": ("harmful answers that it finds (true positive rate)", "positives"),
+    "fpr": ("harmless answers that it takes for harmful (false positive rate)", "negatives"),
+}
+"""What a judge card says of a judge, in words, and the field that counts the labelled answers behind it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +84,7 @@ def render(summary: Summary) -> str:
     rates = [tally.rate for row in summary.slices for tally in (row.before, row.after) if tally] + [w.rate for w in summary.weaknesses]
     return _environment().get_template("report.html").render(
         s=summary,
-        loop=summary.command == "loop",
+        compares=summary.command == "loop",
         panels=panels(summary),
         end=charts.scale(rates),
         spots=[charts.Spot(p.name, p.refusal.rate, p.compliance.rate, p.promoted, i == 0) for i, p in enumerate(summary.points)],
@@ -105,8 +112,8 @@ def panels(summary: Summary) -> tuple[Panel, ...]:
 
 def corrected(summary: Summary) -> list[dict[str, Any]]:
     """For each total of harmful compliance, the observed rates and what they come to given the judge's measured errors; empty without those."""
-    tpr, fpr = (summary.judge.get(key) for key in ("tpr", "fpr"))
-    if not (_is_share(tpr) and _is_share(fpr)) or tpr <= fpr:
+    tpr, fpr = summary.judge.get("tpr"), summary.judge.get("fpr")
+    if not (_is_share(tpr) and _is_share(fpr) and tpr > fpr):
         return []
     rows = [row for row in summary.slices if row.kind == "total" and row.expected == "refuse"]
     return [{"name": row.name} | {when: _corrected(tally, tpr, fpr) for when, tally in (("before", row.before), ("after", row.after))} for row in rows]
@@ -120,9 +127,12 @@ def embedded(summary: Summary) -> Markup:
     return Markup(text)
 
 
-def weakness_words(weakness: Weakness) -> str:
-    """The slice of a weakness in words, for example `harmful goals answered, family persona`."""
-    parts = [MEANING.get(value, f"{key} {value}") if key == "expected" else f"{key} {value}" for key, value in weakness.slice.items()]
+def weakness_words(weakness: Weakness, whole: bool = True) -> str:
+    """The slice of a weakness in words, such as `harmful goals answered, family persona`; without the first part when not `whole`."""
+    parts = [f"{key} {value}" for key, value in weakness.slice.items() if key != "expected"]
+    expected = weakness.slice.get("expected", "")
+    if whole and expected:
+        parts.insert(0, MEANING.get(expected, f"expected {expected}"))
     return ", ".join(parts) or "all trials"
 
 
@@ -191,7 +201,7 @@ def _worst_first(row: Slice) -> tuple[bool, float, str]:
     return row.kind == "family" and not row.held_out, -row.before.rate.value if row.before.n else 1.0, row.name
 
 
-def _is_share(value: object) -> bool:
+def _is_share(value: object) -> TypeGuard[float]:
     return isinstance(value, int | float) and 0 <= value <= 1
 
 
@@ -203,22 +213,14 @@ def _corrected(tally: Tally | None, tpr: float, fpr: float) -> dict[str, Any] | 
 
 
 def _judge_facts(judge: dict[str, Any]) -> list[tuple[str, str]]:
-    """What is known of the judge, in words; shares with the number of answers they rest on."""
-    known = {
-        "accuracy": ("right about an answer", "n"),
-        "tpr": ("harmful answers it finds (true positive rate)", "positives"),
-        "fpr": ("harmless answers it takes for harmful (false positive rate)", "negatives"),
-    }
-    facts = []
-    for key, (words, count) in known.items():
-        value, n = judge.get(key), judge.get(count, judge.get("n"))
-        if _is_share(value):
-            exact = isinstance(n, int) and (count in judge)
-            facts.append(
-                (words, charts.rate_words(Rate(round(value * n), n)) if exact else f"{value:.1%} (measured on n = {n if n is not None else 'unknown'})")
-            )
-    rest = [(key, plain(value)) for key, value in judge.items() if key not in {"judge", "name"} and not (key in known and _is_share(judge[key]))]
-    return facts + rest
+    """What is known of the judge, in words; shares with the number of labelled answers they rest on."""
+    facts = [(words, _measured(judge[key], judge.get(count, judge.get("n")))) for key, (words, count) in ERRORS.items() if _is_share(judge.get(key))]
+    said = {"judge", "name", "n", "positives", "negatives"} if facts else {"judge", "name"}
+    return facts + [(key, plain(value)) for key, value in judge.items() if key not in said and not (key in ERRORS and _is_share(value))]
+
+
+def _measured(value: float, n: object) -> str:
+    return charts.rate_words(Rate(round(value * n), n)) if isinstance(n, int) and n > 0 else f"{value:.1%} (on an unknown number of answers)"
 
 
 def _printed(value: Any) -> Any:
@@ -232,8 +234,6 @@ def _text(name: str) -> str:
 
 @cache
 def _environment() -> Environment:
-    from jinja2 import FunctionLoader
-
     environment = Environment(loader=FunctionLoader(_text), autoescape=True, undefined=StrictUndefined, finalize=_printed, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"percent": charts.percent, "rate": charts.rate_words, "duration": duration, "points": points, "cut": cut, "plain": plain}
     environment.globals |= {

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from math import floor, isfinite, log10
 
 from markupsafe import Markup
@@ -29,8 +30,8 @@ WIDTHS = (290.0, 600.0)
 HEIGHT = 340.0
 """Height of the trade-off plot, in pixels."""
 
-ROW = 31
-"""Height of one row of an interval plot, in pixels."""
+APART = 6
+"""Pixels from the middle of a row up to the mark for before, and down to the one for after."""
 
 Box = tuple[float, float, float, float]
 """Left, top, right, bottom, in pixels."""
@@ -81,14 +82,12 @@ def scale(rates: Sequence[Rate]) -> float:
 
 def track(before: Rate, after: Rate | None, *, end: float, title: str) -> Markup:
     """One row of an interval plot, axis 0 to `end`: hollow dot before, filled dot after, whiskers for 95 %; one filled dot when `after` is None."""
-    parts = _grid(end)
     if after is None:
-        parts += _dot(before, end, 15, "after")
+        marks = _dot(before, end, 0, "after")
     else:
-        if before.n and after.n:
-            parts += _bar("link", before.value / end, 10, after.value / end, 21)
-        parts += _dot(before, end, 10, "before") + _dot(after, end, 21, "after")
-    return Markup('<svg class="track" role="img" width="100%" height="{}"><title>{}</title>{}</svg>').format(ROW, visible(title), parts)
+        link = _bar("link", before.value / end, -APART, after.value / end, APART) if before.n and after.n else Markup()
+        marks = link + _dot(before, end, -APART, "before") + _dot(after, end, APART, "after")
+    return _row([tick / end for tick in SCALES[end]], _middle(marks), title)
 
 
 def axis(end: float) -> Markup:
@@ -108,15 +107,13 @@ def change_track(value: float, low: float, high: float, *, reach: float, title: 
     def at(v: float) -> float:
         return min(1.0, max(0.0, 0.5 + v / reach / 2))
 
-    parts = Markup().join(_bar("grid", x, 0, x, ROW) for x in (0, 0.25, 0.75, 1)) + _bar("zero", 0.5, 0, 0.5, ROW)
-    parts += _bar("whisker after", at(low), 15, at(high), 15)
-    parts += Markup('<circle class="dot after" cx="{}" cy="15" r="5"/>').format(_at(at(value)))
-    return Markup('<svg class="track" role="img" width="100%" height="{}"><title>{}</title>{}</svg>').format(ROW, visible(title), parts)
+    marks = _bar("whisker after", at(low), 0, at(high), 0) + Markup('<circle class="dot after" cx="{}" cy="0" r="5"/>').format(_at(at(value)))
+    return _row((0, 0.25, 0.75, 1), _line("zero", 0.5, 0, 0.5, 1) + _middle(marks), title)
 
 
 def change_axis(reach: float) -> Markup:
     """The numbers below a plot of changes, in percentage points."""
-    labels = Markup().join(_tick(0.5 + f / 2, f"{100 * f * reach:+.3g}" if f else "0") for f in (-1, -0.5, 0, 0.5, 1))
+    labels = Markup().join(_tick(0.5 + f / 2, f"{100 * f * reach:+.3g}".replace("-", "\u2212") if f else "0") for f in (-1, -0.5, 0, 0.5, 1))
     return Markup('<svg class="axis" width="100%" height="18" aria-hidden="true">{}</svg>').format(labels)
 
 
@@ -126,7 +123,7 @@ def trade_off(spots: Sequence[Spot], *, title: str) -> Markup:
     right, top = scale([s.x for s in shown]), scale([s.y for s in shown])
     places = [(s.x.value / right, 1 - s.y.value / top) for s in shown]
     parts = _plane(right, top)
-    parts += Markup().join(_line("path", a[0], a[1], b[0], b[1]) for a, b in zip(places, places[1:], strict=False))
+    parts += Markup().join(_line("path", a[0], a[1], b[0], b[1]) for a, b in pairwise(places))
     for spot, (x, y) in zip(shown, places, strict=True):
         (left, far), (low, high) = spot.x.interval(), spot.y.interval()
         look = "before" if spot.first and not spot.promoted else "after" if spot.promoted else "between"
@@ -215,7 +212,7 @@ def _line(look: str, x1: float, y1: float, x2: float, y2: float) -> Markup:
 
 
 def _bar(look: str, x1: float, y1: int, x2: float, y2: int) -> Markup:
-    """A line in a row: x in shares of the width, y in pixels."""
+    """A line in a row: x in shares of the width, y in pixels from the middle."""
     return Markup('<line class="{}" x1="{}" y1="{}" x2="{}" y2="{}"/>').format(look, _at(x1), y1, _at(x2), y2)
 
 
@@ -223,8 +220,16 @@ def _tick(x: float, text: str) -> Markup:
     return Markup('<text x="{}" y="13" text-anchor="middle">{}</text>').format(_at(x), text)
 
 
-def _grid(end: float) -> Markup:
-    return Markup().join(_bar("grid", tick / end, 0, tick / end, ROW) for tick in SCALES[end])
+def _row(ticks: Sequence[float], marks: Markup, title: str) -> Markup:
+    """A drawing that fills its cell, with vertical lines at `ticks` so that those of all rows join."""
+    lines = Markup().join(_line("grid", x, 0, x, 1) for x in ticks)
+    text = '<svg class="track" role="img" width="100%" height="100%"><title>{}</title>{}{}</svg>'
+    return Markup(text).format(visible(title), lines, marks)
+
+
+def _middle(marks: Markup) -> Markup:
+    """Marks whose y is 0 in the middle of the row."""
+    return Markup('<svg y="50%" width="100%" height="1" overflow="visible">{}</svg>').format(marks)
 
 
 def _dot(rate: Rate, end: float, y: int, look: str) -> Markup:
@@ -237,7 +242,9 @@ def _dot(rate: Rate, end: float, y: int, look: str) -> Markup:
 
 def _plane(right: float, top: float) -> Markup:
     """Grid, numbers on both axes, and the target corner."""
-    parts = Markup('<rect class="target" x="0" y="80%" width="20%" height="20%"/><text class="aim" x="0" y="100%" dx="7" dy="-7">target</text>')
+    # of a fixed size: a corner to go for, not a limit
+    corner = Markup('<svg width="100%" height="100%" overflow="hidden"><circle class="target" cx="0" cy="100%" r="62"/></svg>')
+    parts = corner + Markup('<text class="aim" x="0" y="100%" dx="8" dy="-8">target</text>')
     for tick in SCALES[right]:
         parts += _line("grid", tick / right, 0.0, tick / right, 1.0)
         parts += Markup('<text x="{}" y="100%" dy="18" text-anchor="middle">{}</text>').format(_at(tick / right), percent(tick))

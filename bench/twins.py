@@ -1,0 +1,81 @@
+"""The same policy twice over the same weights: one for our engine, one for TRL, whose trainers patch the model they are given."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fiducial.models import adapters
+from fiducial.training import lora
+
+RANK = 16
+SPREAD = 0.02
+"""Standard deviation of the second adapter matrix, which would start at zero and make policy and reference equal."""
+
+
+def lora_policy(base: Any, *, seed: int = 0) -> Any:
+    """`base` with a random adapter of rank 16 on all linear layers; its weights are shared."""
+    policy = lora.attach(base, rank=RANK, seed=seed)
+    draw = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, p in policy.named_parameters():
+            if "lora_B" in name:
+                p.copy_(torch.randn(p.shape, generator=draw) * SPREAD)
+    return policy
+
+
+def peft_config() -> Any:
+    """The configuration with which TRL puts on the same kind of adapter."""
+    from peft import LoraConfig
+
+    return LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules="all-linear", task_type="CAUSAL_LM")
+
+
+def same_adapter(policy: Any, theirs: Any) -> None:
+    """Copies our adapter into TRL's."""
+    held = dict(theirs.named_parameters())
+    with torch.no_grad():
+        for name, p in policy.named_parameters():
+            if "lora_" in name:
+                held[name].copy_(p)
+
+
+def full_policy(base: Any) -> Any:
+    """A model over the weights of `base` of which all train."""
+    policy = adapters.sharing(base)
+    lora.make_trainable(policy)
+    return policy
+
+
+def moved(base: Any, *, seed: int = 0) -> Any:
+    """A copy of `base` with one per cent of noise on its matrices: a reference that is not the policy."""
+    reference = copy.deepcopy(base).eval().requires_grad_(False)
+    draw = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in reference.parameters():
+            if p.ndim > 1:
+                p.add_((torch.randn(p.shape, generator=draw) * 0.01 * float(p.float().std())).to(p.dtype))
+    return reference
+
+
+def step(module: Any, loss_and_backward: Callable[[], float]) -> float:
+    """The loss of one step from empty gradients, which are left in the module."""
+    module.zero_grad(set_to_none=True)
+    return loss_and_backward()
+
+
+def gradients(module: Any) -> dict[str, Tensor]:
+    """Gradients by parameter name, in float32."""
+    return {name: p.grad.detach().float().clone() for name, p in module.named_parameters() if p.grad is not None}
+
+
+def apart(ours: Mapping[str, Tensor], truth: Mapping[str, Tensor]) -> float:
+    """Length of the difference of two gradients over the length of the second; infinite if they are of different parameters."""
+    if set(ours) != set(truth):
+        return float("inf")
+    off = sum(float((ours[name] - g).double().square().sum()) for name, g in truth.items())
+    return (off / sum(float(g.double().square().sum()) for g in truth.values())) ** 0.5

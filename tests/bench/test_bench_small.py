@@ -1,0 +1,114 @@
+"""The benchmarks on a tiny random model: token counts and agreement with the peers, never times."""
+
+import importlib
+import json
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+import torch
+
+BENCH = Path(__file__).resolve().parents[2] / "bench"
+NAMES = {"protocol", "twins", "multiple_choice", "dpo_step", "group_step", "samples", "head", "overhead"}
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # the peers' own warnings
+
+
+@pytest.fixture
+def script(monkeypatch):
+    """Imports a script by name as it is when run; nothing of it stays imported."""
+    monkeypatch.syspath_prepend(str(BENCH))
+    before = torch.get_num_threads()
+    yield importlib.import_module
+    torch.set_num_threads(before)
+    for name in NAMES & set(sys.modules):
+        del sys.modules[name]
+
+
+def small(script, name, tmp_path):
+    """The record of a script's small run, which ended well."""
+    assert script(name).main(["--small", "--threads", "1", "--out", str(tmp_path)]) == 0
+    assert (tmp_path / f"{name}.md").read_text().startswith(f"# {name}\n")
+    record = json.loads((tmp_path / f"{name}.json").read_text())
+    assert all(case["valid"] and not case["ratios"] for case in record["cases"])
+    return record
+
+
+def counts(record):
+    return [case["counts"] for case in record["cases"]]
+
+
+def test_multiple_choice_feeds_each_prompt_once_and_agrees_with_lm_eval(script, tmp_path):
+    pytest.importorskip("lm_eval")
+    short, _, single = counts(small(script, "multiple_choice", tmp_path))
+    assert short["items"] == 2
+    assert short["unique tokens"] < short["naive tokens"] / 2.5
+    assert single["scored tokens"] == 8  # 2 questions, 4 answers of one token
+    assert single["unique tokens"] * 4 == single["naive tokens"]  # such answers cost no token of their own
+
+
+def test_a_dpo_step_has_the_loss_and_gradient_of_trl(script, tmp_path):
+    pytest.importorskip("trl")
+    found = small(script, "dpo_step", tmp_path)
+    assert [case["case"].split(",")[0] for case in found["cases"]] == ["lora", "lora", "full", "full"]
+    for count in counts(found):
+        assert count["unique tokens"] < count["padded tokens"]
+    long_prompt, long_answer = counts(found)[:2]
+    assert long_prompt["padded tokens"] / long_prompt["unique tokens"] > long_answer["padded tokens"] / long_answer["unique tokens"]
+
+
+def test_a_group_step_has_the_loss_and_gradient_of_trl(script, tmp_path):
+    pytest.importorskip("trl")
+    first = counts(small(script, "group_step", tmp_path))[0]
+    assert first["K"] == 8
+    assert first["unique tokens"] == 32 + first["scored tokens"] - 8  # the prompt once; last tokens are only predicted
+
+
+def test_samples_have_the_log_probabilities_of_a_plain_forward_pass_and_greedy_ones_are_those_of_generate(script, tmp_path):
+    one, many = counts(small(script, "samples", tmp_path))
+    assert (one["samples"], one["greedy equal"]) == (8, "1 of 1")
+    assert (many["samples"], many["greedy equal"]) == (2, "2 of 2")
+
+
+def test_the_selected_head_agrees_with_all_positions_and_with_trl(script, tmp_path):
+    pytest.importorskip("trl")
+    assert len(small(script, "head", tmp_path)["cases"]) == 2
+
+
+def test_nothing_shared_means_as_many_tokens_as_without_sharing(script, tmp_path):
+    for count in counts(small(script, "overhead", tmp_path)):
+        assert count["unique tokens"] == count["naive tokens"]
+
+
+def test_a_ratio_is_the_median_of_the_ratios_within_repetitions(script):
+    protocol = script("protocol")
+    peer, ours = protocol.Times([4.0, 6.0, 9.0], [8.0, 8.0, 8.0]), protocol.Times([2.0, 2.0, 2.0], [4.0, 4.0, 2.0])
+    case = protocol.Case("c", "float32", [protocol.Claim("ours", "peer", 3.5)], {"peer": peer, "ours": ours}, 0.0, 1e-4, "x")
+    (ratio,) = case.record()["ratios"]
+    assert ratio["wall"] == {"median": 3.0, "low": 2.0, "high": 4.5}
+    assert ratio["cpu"] == {"median": 2.0, "low": 2.0, "high": 4.0}
+    assert ratio["reached"] is False
+
+
+@pytest.mark.parametrize("difference", [1e-4, float("nan"), float("inf")])
+def test_a_ratio_whose_outputs_differ_counts_for_nothing(script, difference):
+    protocol = script("protocol")
+    times = {"peer": protocol.Times([4.0], [4.0]), "ours": protocol.Times([1.0], [1.0])}
+    case = protocol.Case("c", "float32", [protocol.Claim("ours", "peer", 2.0)], times, difference, 1e-4, "x")
+    assert case.record()["ratios"][0]["reached"] is False
+    bench = protocol.Bench("b", Namespace(small=True, note="", out=None, threads=1, repetitions=1))
+    bench.add(case)
+    assert bench.finish() == 1
+
+
+def test_sides_are_run_in_turn_and_the_order_is_reversed_every_time(script):
+    run = []
+    times, given = script("protocol").interleave({"a": lambda: run.append("a") or 1, "b": lambda: run.append("b") or 2}, 3)
+    assert "".join(run) == "ab" + "ab" + "ba" + "ab"  # a warm-up, then three repetitions
+    assert given == {"a": 1, "b": 2}
+    assert [len(t.wall) for t in times.values()] == [3, 3]
+
+
+def test_the_tolerance_of_a_sum_grows_with_its_length(script):
+    assert script("protocol").summed_tolerance(10) == pytest.approx(2e-4)

@@ -1,0 +1,339 @@
+"""The training loop on a tiny model: the same gradient however a step is cut up, exact resumption, honest stops."""
+
+import math
+
+import pytest
+import torch
+
+from fiducial.align.dpo import DPO
+from fiducial.align.sft import SFT
+from fiducial.core.errors import DataError, FiducialError
+from fiducial.core.records import Completion, Group, Prompt, user
+from fiducial.models.scripted import tiny
+from fiducial.training import loop, lora
+from fiducial.training.loop import train
+from fiducial.training.options import TrainOptions
+
+LORA, FULL = 4, 0
+OPTIONS = TrainOptions(batch=8, learning_rate=1e-2, lora_rank=LORA, warmup=0.0, clip=1e9)
+
+
+def options(**changes):
+    return OPTIONS.model_copy(update=changes)
+
+
+def weights(model):
+    return {n: p.detach().clone() for n, p in model.module.named_parameters()}
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[n], other[n]) for n in one)
+
+
+def gradient(model, groups, objective, tmp_path, **changes):
+    """Gradient of one whole step, and the step's loss; adapters are given a start at which both matrices get one."""
+    tmp_path.mkdir(exist_ok=True)
+    chosen = options(**changes)
+    if chosen.lora_rank:
+        model.module = lora.attach(model.module, rank=chosen.lora_rank)
+        for n, p in model.module.named_parameters():
+            if "lora_B" in n:
+                p.data = 0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(len(n)))
+    kept = {}
+    publish = loop.Trainables.publish
+
+    def keep(self):
+        kept.update({n: m.grad.clone() for n, m in self.masters.items() if m.grad is not None})
+        publish(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop.Trainables, "publish", keep)
+        result = train(model, groups, objective, chosen, folder=tmp_path)
+    assert result.steps == 1
+    return kept, result
+
+
+def distance(one, other):
+    """Relative difference of two gradients as whole vectors."""
+    assert one.keys() == other.keys()
+    a, b = (torch.cat([g[n].flatten().double() for n in sorted(g)]) for g in (one, other))
+    return float((a - b).norm() / b.norm())
+
+
+@pytest.mark.parametrize("objective", [SFT(), DPO(beta=0.5, anchor=0.3)], ids=["sft", "dpo"])
+@pytest.mark.parametrize("rank", [LORA, FULL], ids=["lora", "full"])
+def test_the_gradient_does_not_depend_on_how_a_step_is_cut_into_rows(made, tmp_path, objective, rank):
+    found = {budget: gradient(made.budgeted(budget), made.pairs(), objective, tmp_path / str(budget), lora_rank=rank) for budget in (2000, 256, 64)}
+    one_row, result = found.pop(2000)
+    for kept, other in found.values():
+        assert distance(kept, one_row) < 1e-5
+        assert other.history[0]["loss"] == pytest.approx(result.history[0]["loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize("objective", [SFT(), DPO(beta=0.5)], ids=["sft", "dpo"])
+def test_a_group_larger_than_a_row_takes_two_passes_to_the_same_gradient(made, tmp_path, objective):
+    one_row, result = gradient(made.budgeted(2000), made.pairs(3), objective, tmp_path / "a")
+    two, again = gradient(made.budgeted(30), made.pairs(3), objective, tmp_path / "b")
+    assert distance(two, one_row) < 1e-5
+    assert again.history[0]["loss"] == pytest.approx(result.history[0]["loss"], rel=1e-5)
+    assert again.tokens > result.tokens  # the prompt is repeated in every row
+
+
+def test_the_step_is_the_sum_of_token_losses_over_all_tokens(made, tmp_path):
+    """Gradient of sum(nll) / sum(tokens) over the step, worked with the plain model; shorter groups must not count more."""
+    groups = made.pairs(4)
+    kept, result = gradient(tiny(), groups, SFT(), tmp_path, lora_rank=FULL)
+    plain = tiny()
+    total, tokens = torch.zeros(()), 0
+    for g in groups:
+        ids, start = plain.encode(g.prompt.messages, g.completions[0].text)
+        logp = plain.module(torch.tensor([ids])).logits[0].log_softmax(-1)
+        total = total - sum(logp[i - 1, ids[i]] for i in range(start, len(ids)))
+        tokens += len(ids) - start
+    (total / tokens).backward()
+    assert result.history[0]["loss"] == pytest.approx(float((total / tokens).detach()), rel=1e-5)
+    assert distance(kept, {n: p.grad for n, p in plain.module.named_parameters() if p.grad is not None}) < 1e-5
+
+
+def test_a_group_of_weight_two_counts_as_two(made, tmp_path):
+    a, b = made.group(1), made.group(2)
+    twice, _ = gradient(tiny(), [a.model_copy(update={"weight": 2.0}), b], DPO(), tmp_path / "a")
+    listed, _ = gradient(tiny(), [a, b, a], DPO(), tmp_path / "b")
+    assert distance(twice, listed) < 1e-5
+
+
+def test_groups_of_no_weight_teach_nothing_and_are_no_error(made, tmp_path):
+    model = tiny()
+    result = train(model, [g.model_copy(update={"weight": 0.0}) for g in made.pairs(2)], SFT(), options(), folder=tmp_path)
+    assert result.history[0]["loss"] == result.history[0]["grad_norm"] == 0.0
+
+
+@pytest.mark.parametrize("rank", [LORA, FULL], ids=["lora", "full"])
+def test_the_reference_is_the_policy_before_the_first_step(made, tmp_path, rank):
+    result = train(tiny(), made.pairs(), DPO(), options(lora_rank=rank), folder=tmp_path)
+    first = result.history[0]
+    assert first["loss"] == pytest.approx(math.log(2), abs=1e-6)
+    assert abs(first["chosen_ratio"]) < 1e-4
+    assert abs(first["rejected_ratio"]) < 1e-4
+
+
+def test_the_reference_stays_where_it_was_while_the_policy_moves(made, tmp_path):
+    result = train(tiny(), made.pairs(), DPO(beta=1.0), options(epochs=10, batch=8), folder=tmp_path)
+    assert result.history[-1]["loss"] < 0.5 * math.log(2)
+    assert result.history[-1]["accuracy"] == 1.0
+
+
+@pytest.mark.parametrize("objective", [SFT(), DPO()], ids=["sft", "dpo"])
+@pytest.mark.parametrize("rank", [LORA, FULL], ids=["lora", "full"])
+def test_ten_steps_and_ten_after_an_interruption_are_twenty_steps_bit_for_bit(made, tmp_path, objective, rank):
+    asked = options(epochs=10, batch=4, lora_rank=rank, save_every=10, warmup=0.1, clip=1.0)
+    straight = tiny()
+    whole = train(straight, made.pairs(), objective, asked, folder=tmp_path / "a")
+    assert whole.steps == whole.planned == 20
+
+    def interrupt(step, steps, figures):
+        if step == 13:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny(), made.pairs(), objective, asked, folder=tmp_path / "b", report=interrupt)
+    seen = []
+    again = tiny()
+    resumed = train(again, made.pairs(), objective, asked, folder=tmp_path / "b", report=lambda step, *_: seen.append(step))
+    assert seen == list(range(11, 21))
+    assert same(weights(again), weights(straight))
+    assert resumed.history == whole.history
+    assert (resumed.tokens, resumed.naive_tokens) == (whole.tokens, whole.naive_tokens)
+
+
+def test_the_same_object_goes_on_after_an_interruption_too(made, tmp_path):
+    asked = options(epochs=2, batch=4, save_every=1)
+    straight, model = tiny(), tiny()
+    train(straight, made.pairs(), DPO(), asked, folder=tmp_path / "a")
+
+    def interrupt(step, steps, figures):
+        if step == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(model, made.pairs(), DPO(), asked, folder=tmp_path / "b", report=interrupt)
+    train(model, made.pairs(), DPO(), asked, folder=tmp_path / "b")
+    assert same(weights(model), weights(straight))
+
+
+def test_a_finished_training_called_again_changes_nothing(made, tmp_path):
+    model, again = tiny(), tiny()
+    first = train(model, made.pairs(), SFT(), options(), folder=tmp_path)
+    second = train(again, made.pairs(), SFT(), options(), folder=tmp_path, report=lambda *_: pytest.fail("a step was made"))
+    assert same(weights(model), weights(again))
+    assert second.history == first.history
+
+
+@pytest.mark.parametrize("changes", [{"batch": 4}, {"learning_rate": 1e-3}, {"seed": 1}, {"epochs": 2}])
+def test_a_checkpoint_of_other_options_is_refused(made, tmp_path, changes):
+    train(tiny(), made.pairs(), SFT(), options(), folder=tmp_path)
+    with pytest.raises(DataError, match="other data or options"):
+        train(tiny(), made.pairs(), SFT(), options(**changes), folder=tmp_path)
+
+
+def test_a_checkpoint_of_other_data_or_another_objective_is_refused(made, tmp_path):
+    train(tiny(), made.pairs(), DPO(), options(), folder=tmp_path)
+    for groups, objective in ((made.pairs(7), DPO()), (made.pairs(), DPO(beta=0.2)), (made.pairs(), SFT())):
+        with pytest.raises(DataError, match="other data or options"):
+            train(tiny(), groups, objective, options(), folder=tmp_path)
+
+
+def test_an_adapter_checkpoint_is_refused_on_another_model_of_the_same_shape(made, tmp_path):
+    train(tiny(seed=0), made.pairs(), SFT(), options(), folder=tmp_path)
+    with pytest.raises(DataError, match="another model"):
+        train(tiny(seed=1), made.pairs(), SFT(), options(), folder=tmp_path)
+
+
+def test_full_training_with_a_reference_is_not_taken_up_from_a_model_that_has_moved(made, tmp_path):
+    asked = options(lora_rank=FULL, epochs=2)
+    model = tiny()
+    train(model, made.pairs(), DPO(), asked, folder=tmp_path)
+    with pytest.raises(DataError, match="another model"):
+        train(model, made.pairs(), DPO(), asked, folder=tmp_path)
+
+
+def test_full_training_moves_bfloat16_weights_at_a_rate_that_rounds_away(made, tmp_path):
+    model = tiny()
+    model.module = model.module.bfloat16()
+    before = weights(model)
+    asked = options(lora_rank=FULL, learning_rate=2e-5, epochs=15, batch=8)
+    train(model, made.pairs(), SFT(), asked, folder=tmp_path)
+    after = weights(model)
+    assert {p.dtype for p in after.values()} == {torch.bfloat16}
+    moved = sum(int((before[n] != after[n]).sum()) for n in before) / sum(p.numel() for p in before.values())
+    # 15 steps of Adam at 2e-5, falling, move a weight by some 1.5e-4; weights are about 0.2, where bfloat16 steps are 1e-3
+    assert moved > 0.1
+    plain = before["model.embed_tokens.weight"]
+    assert torch.equal(plain.abs().clamp(min=0.1) + 2e-5, plain.abs().clamp(min=0.1))  # one step alone would have been lost
+
+
+def test_groups_longer_than_the_limit_are_left_out_whole_and_counted(made, tmp_path):
+    long = made.group(3, "short", "x" * 200)
+    result = train(tiny(), [*made.pairs(3), long], SFT(), options(max_length=100), folder=tmp_path)
+    assert (result.groups, result.left_out) == (3, 1)
+
+
+def test_groups_without_completions_or_with_an_empty_cut_one_are_left_out(made, tmp_path):
+    none = Group(prompt=Prompt(messages=user("a")), completions=())
+    empty = Group(prompt=Prompt(messages=user("a")), completions=(Completion(text="", finish="length"),))
+    result = train(tiny(), [none, empty, *made.pairs(2)], SFT(), options(), folder=tmp_path)
+    assert (result.groups, result.left_out) == (2, 2)
+
+
+def test_a_completion_that_was_cut_off_is_not_taught_to_end(made, tmp_path):
+    """One token less is trained on: the end."""
+    model = tiny()
+    whole = Group(prompt=Prompt(messages=user("a")), completions=(Completion(text="abc"),))
+    cut = whole.model_copy(update={"completions": (Completion(text="abc", finish="length"),)})
+    sizes = [train(tiny(), [g], SFT(), options(), folder=tmp_path / g.id).naive_tokens for g in (whole, cut)]
+    assert sizes[0] == sizes[1] + 1 == len(model.encode(user("a"), "abc")[0])
+
+
+def test_nothing_to_train_on_is_a_data_error(made, tmp_path):
+    with pytest.raises(DataError, match="none of 8 groups"):
+        train(tiny(), made.pairs(), SFT(), options(max_length=5), folder=tmp_path)
+    with pytest.raises(DataError, match="none of 0 groups"):
+        train(tiny(), [], SFT(), options(), folder=tmp_path)
+
+
+def test_a_loss_that_is_no_number_names_the_groups_and_leaves_the_model_as_it_was(made, tmp_path):
+    model = tiny()
+    with torch.no_grad():
+        model.module.model.norm.weight[0] = float("nan")
+    groups = made.pairs(2)
+    with pytest.raises(FiducialError, match="no longer a number at step 1") as caught:
+        train(model, groups, SFT(), options(), folder=tmp_path)
+    assert all(g.id in caught.value.message for g in groups)
+    assert all((p == 0).all() for n, p in model.module.named_parameters() if "lora_B" in n)
+    assert not list(tmp_path.glob("checkpoint-*"))
+
+
+def test_a_time_budget_stops_with_a_reason_and_more_time_goes_on(made, tmp_path):
+    asked = options(epochs=5, batch=8, minutes=1e-9)
+    first = train(tiny(), made.pairs(), SFT(), asked, folder=tmp_path)
+    assert (first.steps, first.planned) == (1, 5)
+    assert "budget" in first.stop
+    again = train(tiny(), made.pairs(), SFT(), asked, folder=tmp_path)
+    assert (again.steps, again.stop) == (1, first.stop)  # spent is spent
+    more = train(tiny(), made.pairs(), SFT(), asked.model_copy(update={"minutes": 10.0}), folder=tmp_path)
+    assert (more.steps, more.stop) == (5, "")
+
+
+def test_a_watch_that_objects_stops_and_is_not_overruled_by_a_resumption(made, tmp_path):
+    calls = []
+
+    def watch(step, model):
+        calls.append(step)
+        return {"k3": 0.5 * step}, "drift: too far" if step == 4 else ""
+
+    asked = options(epochs=8, batch=8, watch_every=2)
+    first = train(tiny(), made.pairs(), SFT(), asked, folder=tmp_path, watch=watch)
+    assert (first.steps, first.stop, calls) == (4, "drift: too far", [2, 4])
+    assert [w["k3"] for w in first.watched] == [1.0, 2.0]
+    again = train(tiny(), made.pairs(), SFT(), asked, folder=tmp_path, watch=watch)
+    assert (again.steps, again.stop, calls) == (4, "drift: too far", [2, 4])
+
+
+def test_the_end_is_watched_also_when_time_is_up(made, tmp_path):
+    result = train(tiny(), made.pairs(), SFT(), options(epochs=5, minutes=1e-9), folder=tmp_path, watch=lambda step, model: ({"k3": 0.0}, ""))
+    assert result.watched == [{"step": 1, "k3": 0.0}]
+
+
+def test_a_gradient_far_above_its_median_stops(made, tmp_path, monkeypatch):
+    norms = iter([1.0] * 12 + [101.0])
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *_: next(norms))
+    result = train(tiny(), made.pairs(), SFT(), options(epochs=20), folder=tmp_path)
+    assert result.steps == 13
+    assert "over 100 times its median" in result.stop
+
+
+def test_every_group_is_seen_once_per_pass_in_an_order_that_the_seed_decides(made, tmp_path):
+    def order(seed):
+        seen = []
+        model = tiny()
+        data = loop._Data.of(model, made.pairs(7), options())
+        model.module = lora.attach(model.module, rank=2)
+        trainer = loop._Trainer(model, data, None, SFT(), options(epochs=2, batch=3, seed=seed), _one_process(), tmp_path)
+        for step in range(trainer.planned):
+            seen += trainer._batch(step)
+        return seen
+
+    first = order(0)
+    assert sorted(first[:7]) == sorted(first[7:]) == list(range(7))
+    assert first[:7] != first[7:]
+    assert order(0) == first != order(1)
+
+
+def test_the_rate_rises_and_falls_along_a_cosine(made, tmp_path):
+    result = train(tiny(), made.pairs(8), SFT(), options(epochs=10, warmup=0.2, learning_rate=1.0e-3), folder=tmp_path)
+    rates = [h["learning_rate"] for h in result.history]
+    assert rates[:3] == pytest.approx([0.5e-3, 1e-3, 1e-3])
+    assert rates[6] == pytest.approx(0.5e-3)  # half-way down: 4 of 8
+    assert rates == sorted(rates[:2]) + sorted(rates[2:], reverse=True)
+
+
+def test_without_a_rate_an_adapter_learns_at_ten_times_the_objectives(made, tmp_path):
+    plain = TrainOptions(batch=8, warmup=0.0)
+    assert train(tiny(), made.pairs(), DPO(), plain, folder=tmp_path / "a").history[0]["learning_rate"] == pytest.approx(1e-5)
+    full = plain.model_copy(update={"lora_rank": 0})
+    assert train(tiny(), made.pairs(), SFT(), full, folder=tmp_path / "b").history[0]["learning_rate"] == pytest.approx(2e-5)
+
+
+def test_shared_prompts_are_counted_once_and_naively(made, tmp_path):
+    groups = made.pairs(2)
+    model = tiny()
+    lengths = [[len(model.encode(g.prompt.messages, c.text)[0]) for c in g.completions] for g in groups]
+    result = train(model, groups, DPO(), options(), folder=tmp_path)
+    assert result.naive_tokens == sum(map(sum, lengths))
+    assert result.tokens < result.naive_tokens
+
+
+def _one_process():
+    from accelerate import Accelerator
+
+    return Accelerator(cpu=True)

@@ -1,0 +1,138 @@
+"""Drift, length and repetition on fresh samples, and the rules on them."""
+
+import math
+from math import exp, nan
+
+import pytest
+import torch
+
+from fiducial.core.records import Completion, user
+from fiducial.models.forest import Paths
+from fiducial.models.scripted import tiny
+from fiducial.training import lora
+from fiducial.training.reportcard import FreshSamples, style
+
+PROMPTS = [user(f"what is {n}?") for n in range(3)]
+
+
+def adapted(model, scale=0.0):
+    model.module = lora.attach(model.module, rank=4)
+    for name, p in model.module.named_parameters():
+        if "lora_B" in name:
+            p.data = scale * torch.randn(p.shape, generator=torch.Generator().manual_seed(len(name)))
+    return model
+
+
+def test_an_untouched_model_has_not_drifted_and_passes_every_rule():
+    model = tiny()
+    watch = FreshSamples(model, PROMPTS, max_tokens=8)
+    figures, stop = watch(1, adapted(model))
+    assert figures["k1"] == pytest.approx(0.0, abs=1e-5)
+    assert figures["k3"] == pytest.approx(0.0, abs=1e-5)
+    assert figures["length"] == figures["base_length"]
+    assert stop == ""
+    assert {outcome for outcome, _ in watch.rules(figures).values()} == {"pass"}
+
+
+def test_k1_and_k3_are_the_estimators_of_the_log_ratio_of_what_was_sampled():
+    model, base = tiny(), tiny()
+    watch = FreshSamples(model, PROMPTS, max_tokens=6)
+    model = adapted(model, 0.1)
+    figures, _ = watch(1, model)
+    ratios = []
+    for prompt, (completion,) in zip(PROMPTS, model.sample(PROMPTS, max_tokens=6, temperature=1.0, seed=0), strict=True):
+        ids, start = base.encode(prompt)
+        path = Paths.of([([*ids, *completion.tokens], start)])
+        ratios.append(float(model.score(path).path_logp - base.score(path).path_logp))
+    assert figures["k1"] == pytest.approx(sum(ratios) / 3, abs=1e-4)
+    assert figures["k3"] == pytest.approx(sum(exp(-r) - 1 + r for r in ratios) / 3, abs=1e-4)
+    assert figures["k3"] > 0
+
+
+def test_a_model_that_has_moved_far_is_stopped_for_drift():
+    model = tiny()
+    watch = FreshSamples(model, PROMPTS, max_tokens=8, kl_budget=0.5)
+    _, stop = watch(1, adapted(model, 1.0))
+    assert stop.startswith("drift: k3 is ")
+
+
+def test_where_all_weights_train_drift_is_measured_against_the_base_that_was_given():
+    model, base = tiny(), tiny()
+    watch = FreshSamples(model, PROMPTS, base=base, max_tokens=8)
+    figures, _ = watch(1, model)
+    assert (figures["k1"], figures["k3"]) == (0.0, 0.0)
+    with torch.no_grad():
+        model.module.lm_head.weight.mul_(1.3)
+    assert watch(2, model)[0]["k3"] > 0.01
+
+
+def test_where_all_weights_train_without_a_base_drift_is_not_measured_and_no_pass():
+    model = tiny()
+    watch = FreshSamples(model, PROMPTS, max_tokens=8)
+    with torch.no_grad():
+        model.module.lm_head.weight.mul_(3)
+    figures, _ = watch(1, model)
+    assert "k3" not in figures
+    assert watch.rules(figures)["drift"] == ("not measured", "not measured")
+
+
+def test_a_resumed_model_is_compared_with_its_base_and_not_with_itself():
+    fresh = FreshSamples(tiny(), PROMPTS, max_tokens=8)
+    resumed = FreshSamples(adapted(tiny(), 1.0), PROMPTS, max_tokens=8)
+    assert resumed.base == fresh.base
+
+
+def test_the_same_seed_samples_the_same():
+    model = adapted(tiny(), 0.2)
+    watch = FreshSamples(model, PROMPTS, max_tokens=8, kl_budget=1e9)
+    assert watch(1, model) == watch(1, model)
+
+
+RULES = [
+    ({"k3": 10.0}, "drift", "pass"),
+    ({"k3": 10.1}, "drift", "fail"),
+    ({"k3": nan}, "drift", "not measured"),
+    ({"length": 15.0, "base_length": 10.0}, "length", "pass"),
+    ({"length": 15.1, "base_length": 10.0}, "length", "fail"),
+    ({"length": 5.0, "base_length": 10.0}, "length", "pass"),
+    ({"length": 4.9, "base_length": 10.0}, "length", "fail"),
+    ({"length": 4.9}, "length", "not measured"),
+    ({"repetition": 0.5, "base_repetition": 0.25}, "repetition", "pass"),
+    ({"repetition": 0.51, "base_repetition": 0.25}, "repetition", "fail"),
+    ({"repetition": 0.1, "base_repetition": 0.0}, "repetition", "pass"),
+    ({"repetition": 0.11, "base_repetition": 0.0}, "repetition", "fail"),
+    ({"repetition": 0.0}, "repetition", "not measured"),
+]
+
+
+@pytest.mark.parametrize(("figures", "rule", "outcome"), RULES)
+def test_each_rule_passes_at_its_limit_and_fails_beyond(figures, rule, outcome):
+    watch = FreshSamples(tiny(), [])
+    found, sentence = watch.rules(figures)[rule]
+    assert found == outcome
+    assert sentence
+
+
+def test_nothing_sampled_is_nothing_measured():
+    model = tiny()
+    watch = FreshSamples(model, [])
+    figures, stop = watch(1, model)
+    assert stop == ""
+    assert {outcome for outcome, _ in watch.rules(figures).values()} == {"not measured"}
+
+
+def test_style_counts_words_and_repeated_four_grams_within_each_text():
+    texts = [(None, "a b c d a b c d", None), (None, "a b c d", None)]
+    # first text: 5 four-grams, of which abcd is there twice: 1 repeat; second: 1 and 0
+    assert style(texts) == {"length": 6.0, "repetition": pytest.approx(1 / 6)}
+    assert style([(None, "short", None)]) == {"length": 1.0, "repetition": 0.0}
+    assert style([]) == {}
+
+
+def test_a_model_that_answers_nothing_has_no_figures(monkeypatch):
+    model = adapted(tiny())
+    watch = FreshSamples(model, PROMPTS, max_tokens=8)
+    failed = (Completion(text="", finish="error", error="no"),)
+    monkeypatch.setattr(type(model), "sample", lambda self, conversations, **_: [failed for _ in conversations])
+    figures, _ = watch(1, model)
+    assert all(math.isnan(figures.get(k, nan)) for k in ("k1", "k3", "length"))
