@@ -10,7 +10,6 @@ rise of the resident high-water mark above the inputs, in a process of its own p
 from __future__ import annotations
 
 import argparse
-import json
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -26,6 +25,7 @@ from torch import Tensor
 from fiducial.models.head import selected_logprobs
 
 MEMORY_TARGET = 100
+PROCESSES = 3
 ALL, TRL, SELECTED = "all positions", "TRL chunked", "selected, chunk 128"
 TRL_CHUNK = 32_768
 """Vocabulary entries per tile, as TRL's trainers set it."""
@@ -117,18 +117,22 @@ def measure(bench: Bench) -> None:
 
 
 def memory(bench: Bench) -> None:
-    """Peaks of the variants at 512 scored positions, and ours at more and fewer."""
+    """Peaks of the variants at 512 scored positions, and ours at more and fewer; of ours the highest of three processes."""
     runs = [(variant, 512, gradient) for gradient in (False, True) for variant in VARIANTS]
     runs += [(SELECTED, scored, False) for scored in (64, 2048, 8192)]
     rows = []
     for variant, scored, gradient in runs:
         asked = ["--child", variant, "--scored", str(scored), "--threads", str(bench.options.threads)] + ["--weight-gradient"] * gradient
-        done = subprocess.run([sys.executable, str(Path(__file__).resolve()), *asked], capture_output=True, text=True, check=True)
-        peak = json.loads(done.stdout.splitlines()[-1])
+        peak = max(_peak(asked) for _ in range(PROCESSES if variant == SELECTED else 1))
         row = {"variant": variant, "scored": scored, "weight gradient": "yes" if gradient else "no", "MiB above the inputs": peak}
         judged = variant == SELECTED and not gradient
         rows.append(row | {f"target <= {MEMORY_TARGET} MiB": ("reached" if peak <= MEMORY_TARGET else "missed") if judged else "-"})
     bench.tables["Peak memory, bfloat16, forward and backward"] = rows
+
+
+def _peak(options: list[str]) -> int:
+    done = subprocess.run([sys.executable, str(Path(__file__).resolve()), *options], capture_output=True, text=True, check=True)
+    return int(done.stdout.splitlines()[-1])
 
 
 def child(chosen: argparse.Namespace) -> None:
@@ -138,7 +142,7 @@ def child(chosen: argparse.Namespace) -> None:
     x = Inputs.draw(**shape, dtype=torch.bfloat16, weight_gradient=chosen.weight_gradient)
     # libraries set themselves up at first use; that is not the variant's memory
     step(chosen.child, Inputs.draw(**sizes(small=True), dtype=torch.bfloat16, weight_gradient=False))
-    print(json.dumps(round(peak_above(lambda: step(chosen.child, x)))))
+    print(round(peak_above(lambda: step(chosen.child, x))))
 
 
 def _more(parser: argparse.ArgumentParser) -> Any:

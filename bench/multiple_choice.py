@@ -68,7 +68,7 @@ def _paths(asked: Sequence[tuple[list[int], list[list[int]]]]) -> Paths:
 
 def measure(bench: Bench, loaded: Models, setting: Setting) -> None:
     """One kind of questions in every dtype it has a target for."""
-    items, prompt = (2, (20, 40)) if bench.small else (10, (200, 400))
+    items, prompt = (2, (20, 40)) if bench.small else (5, (200, 400))
     asked = questions(Text(loaded.tokenizer), items=items, prompt=prompt, answer=setting.answer)
     plan = stats(_paths(asked), Engine(loaded.modules["float32"]).plan(_paths(asked)))
     counts: dict[str, int | str] = {"items": items, "naive tokens": plan.naive, "unique tokens": plan.unique, "scored tokens": plan.scored}

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from fiducial.models.sampling import generate
 
-BATCHES = (16, 32, 64)
+BATCHES = (16, 64)
 Tokens = list[int]
 
 

@@ -113,7 +113,7 @@ def test_chinese_prompts_are_criticised_in_chinese():
 
 def test_a_constitution_of_ones_own_is_used_and_a_broken_one_is_named(tmp_path):
     path = tmp_path / "law.yaml"
-    path.write_text("principles:\n- {id: kind, title: Kind, critique: Is it kind?, revision: Make it kind., compare: Which is kinder?}\n", encoding="utf-8")
+    path.write_text('principles:\n- {id: kind, title: Kind, critique: "Is it kind?", revision: Make it kind., compare: "Which is kinder?"}\n', encoding="utf-8")
     model = ScriptedModel({"Is it kind?": "No.", "Make it kind.": "Dear neighbour."})
     (group,) = ConstitutionalRevision(principles=str(path), rounds=1).make([attempt()], model)
     assert group.completions[0].text == "Dear neighbour."

@@ -225,6 +225,15 @@ def test_groups_without_completions_or_with_an_empty_cut_one_are_left_out(made, 
     assert (result.groups, result.left_out) == (2, 2)
 
 
+def test_single_demonstrations_are_left_out_of_preference_training_and_counted(made, tmp_path):
+    single = made.group(4, "no")
+    result = train(tiny(), [*made.pairs(3), single], DPO(), options(), folder=tmp_path)
+    assert (result.groups, result.left_out) == (3, 1)
+    with pytest.raises(DataError, match="none of 1 groups") as caught:
+        train(tiny(), [single], DPO(), options(), folder=tmp_path / "b")
+    assert "2 completions or more" in caught.value.hint
+
+
 def test_a_completion_that_was_cut_off_is_not_taught_to_end(made, tmp_path):
     """One token less is trained on: the end."""
     model = tiny()

@@ -41,6 +41,15 @@ def test_all_linear_layers_but_the_head_get_one():
     assert layers == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
 
 
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "mamba2", "jamba"])
+@pytest.mark.parametrize(("depth", "blocks"), [(0.5, {"1"}), (0.01, {"1"}), (1.0, {"0", "1"})])
+def test_a_share_of_the_depth_adapts_the_top_blocks_alone(architecture, depth, blocks):
+    base = tiny(architecture)
+    adapted = lora.attach(base, rank=2, depth=depth)
+    assert {n.split(".layers.")[-1].split(".h.")[-1].split(".")[0] for n, _ in adapted.named_parameters() if "lora_A" in n} == blocks
+    assert torch.equal(logits(adapted), logits(base))
+
+
 def test_the_forward_pass_equals_pefts_own():
     from peft.tuners.lora import Linear
 

@@ -42,7 +42,8 @@ def test_k1_and_k3_are_the_estimators_of_the_log_ratio_of_what_was_sampled():
     ratios = []
     for prompt, (completion,) in zip(PROMPTS, model.sample(PROMPTS, max_tokens=6, temperature=1.0, seed=0), strict=True):
         ids, start = base.encode(prompt)
-        path = Paths.of([([*ids, *completion.tokens], start)])
+        end = [2] if completion.finish == "stop" else []  # <|im_end|>
+        path = Paths.of([([*ids, *completion.tokens, *end], start)])
         ratios.append(float(model.score(path).path_logp - base.score(path).path_logp))
     assert figures["k1"] == pytest.approx(sum(ratios) / 3, abs=1e-4)
     assert figures["k3"] == pytest.approx(sum(exp(-r) - 1 + r for r in ratios) / 3, abs=1e-4)
@@ -129,7 +130,17 @@ def test_style_counts_words_and_repeated_four_grams_within_each_text():
     assert style([]) == {}
 
 
-def test_a_model_that_answers_nothing_has_no_figures(monkeypatch):
+def test_a_model_that_has_learnt_to_say_nothing_is_stopped(monkeypatch):
+    model = adapted(tiny())
+    watch = FreshSamples(model, PROMPTS, max_tokens=8)
+    silent = (Completion(text="", finish="stop"),)
+    monkeypatch.setattr(type(model), "sample", lambda self, conversations, **_: [silent for _ in conversations])
+    figures, stop = watch(1, model)
+    assert (figures["length"], figures["samples"]) == (0.0, 3.0)
+    assert stop.startswith("length: ")
+
+
+def test_a_model_that_fails_to_answer_has_no_figures(monkeypatch):
     model = adapted(tiny())
     watch = FreshSamples(model, PROMPTS, max_tokens=8)
     failed = (Completion(text="", finish="error", error="no"),)

@@ -27,6 +27,7 @@ from fiducial.training.objective import GroupLogProbs
 class DPO(Objective):
     """Logistic loss on the difference of log-ratios."""
 
+    least: ClassVar[int] = 2
     needs_reference: ClassVar[bool] = True
     learning_rate: ClassVar[float] = 1e-6
 

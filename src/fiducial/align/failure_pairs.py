@@ -35,10 +35,12 @@ class FailurePairs(Maker):
 
     failure_weight: float = 1.0
     """Weight of attempts that went wrong, against 1 for those that went well."""
+    keep: int = 48
+    """Characters of the model's own answer that are kept, up to a word's end; 0 keeps all. Whether it refuses is decided in its first words."""
 
     def __post_init__(self) -> None:
-        if self.failure_weight <= 0:
-            raise ValueError(f"failure_weight must be > 0, got {self.failure_weight}")
+        if self.failure_weight <= 0 or self.keep < 0:
+            raise ValueError(f"failure_weight must be > 0 and keep >= 0, got {self.failure_weight} and {self.keep}")
 
     def make(self, attempts: Sequence[Attempt], model: Model, *, seed: int = 0, sink: Sink = ignore) -> list[Group]:
         """At most one group of two completions per attempt; the preferred one first. Not-scored attempts give none."""
@@ -55,7 +57,7 @@ class FailurePairs(Maker):
             return None
         asked = attempt.prompt.model_copy(update={"messages": attempt.sent})
         no = Completion(text=refusal(attempt.prompt, seed))
-        own = Completion(text=attempt.response, finish=attempt.finish)
+        own = _beginning(attempt, self.keep)
         if attempt.prompt.expected == "refuse":
             # what was refused already is paired with nothing worse at hand; its refusal is still taught, alone
             completions, failed = ((no, own), True) if attempt.failed else ((no,), False)
@@ -70,6 +72,15 @@ class FailurePairs(Maker):
             weight=self.failure_weight if failed else 1.0,
             annotator=f"{self.name} on {attempt.verdict.judge if attempt.verdict else 'no judge'}",
         )
+
+
+def _beginning(attempt: Attempt, keep: int) -> Completion:
+    """The answer's first `keep` characters, as one that was cut off and therefore teaches no end."""
+    text = attempt.response
+    if not keep or len(text) <= keep:
+        return Completion(text=text, finish=attempt.finish)
+    head, space, _ = text[:keep].rpartition(" ")
+    return Completion(text=head if space else text[:keep], finish="length")
 
 
 def refusal(prompt: Prompt, seed: int = 0) -> str:

@@ -28,6 +28,7 @@ class SFT(Objective):
 
     learning_rate: ClassVar[float] = 2e-5
     per_token: ClassVar[bool] = True
+    contrasts: ClassVar[bool] = False
 
     def __call__(self, policy: GroupLogProbs, reference: GroupLogProbs | None = None) -> Tensor:
         """Loss per group, summed over tokens, [G]; the loop divides by the step's tokens."""

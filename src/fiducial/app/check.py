@@ -49,8 +49,6 @@ class CheckOptions(BaseModel):
     """Length of an answer, in tokens."""
     threshold: float = Field(default=0.10, ge=0, le=1)
     """Share of failures above which this is a weakness (exit code 1)."""
-    minutes: float | None = Field(default=None, gt=0)
-    """Not used by a check, which ends when all prompts were asked; choose `limit` instead."""
     seed: int = 0
     """Decides every draw."""
     base_url: str | None = None
@@ -59,8 +57,6 @@ class CheckOptions(BaseModel):
 
 def run_check(options: CheckOptions, run: Run, progress: Progress) -> Result:
     """Runs or resumes a check in `run`. Exit code 1 when a rate is above the threshold."""
-    if options.minutes is not None:
-        raise ConfigError("a check has no time budget", hint="use limit=N to ask fewer prompts")
     judge = cast(Judge, registry.create(registry.card(options.judge, role="Judge").name))
     attacks = [cast(Attack, registry.create(registry.card(name, role="Attack").name)) for name in options.attacks]
     prompts = _prompts(options)

@@ -63,9 +63,9 @@ def _is_twin(attempt: Attempt) -> bool:
 
 
 def _capability_change(before: Sequence[Score], after: Sequence[Score]) -> Evidence | None:
-    """Paired change of `acc`, negative = loss."""
+    """Paired change of `acc`, negative = loss. None where items differ, or are too few for an interval."""
     then, now = (next((s for s in scores if s.metric == "acc"), None) for scores in (before, after))
-    if then is None or now is None or len(then.items) != len(now.items) or not then.items:
+    if then is None or now is None or len(then.items) != len(now.items) or len(then.items) < 2:
         return None
     change = paired_difference(now.items, then.items)
     low, high = change.interval()

@@ -31,8 +31,14 @@ if TYPE_CHECKING:
     from fiducial.models.base import Model
     from fiducial.models.local import LocalModel
 
-EMBEDDED_TRAINING = TrainOptions(epochs=2, batch=16, learning_rate=1e-3, lora_rank=16)
-"""Two epochs at LoRA rank 16 and learning rate 1e-3: what SmolLM2-135M needs to change its behaviour on a few hundred groups."""
+
+class LoopTraining(TrainOptions):
+    """How the loop trains: what a model of 135 million parameters needs to change its behaviour on about a thousand short groups."""
+
+    epochs: float = Field(default=1.5, gt=0)
+    batch: int = Field(default=16, ge=1)
+    learning_rate: float | None = Field(default=1e-3, gt=0)
+    lora_depth: float = Field(default=0.4, gt=0, le=1)
 
 
 class LoopOptions(BaseModel):
@@ -52,10 +58,12 @@ class LoopOptions(BaseModel):
     """Decides every draw and order."""
     attacks: tuple[str, ...] = ("attack/prefix_injection", "attack/refusal_suppression", "attack/persona")
     """Attack families whose failures may be trained on, besides asking directly."""
-    held_out_attacks: tuple[str, ...] = ("attack/style_injection", "attack/past_tense", "attack/many_shot", "attack/payload_splitting", "attack/translation")
+    held_out_attacks: tuple[str, ...] = ("attack/style_injection", "attack/past_tense", "attack/many_shot", "attack/payload_splitting")
     """Attack families that only measure."""
-    per_family: int = Field(default=24, ge=1)
-    """Goals tried under each attack; a quarter of them on the validation split."""
+    held_out_goals: int = Field(default=150, ge=1)
+    """Held-out goals, each with its twin, that the proof asks directly; half as many near twins; a third for validation."""
+    per_family: int = Field(default=32, ge=1)
+    """Held-out goals tried under each attack. Half as many are trained on, an eighth validates."""
     max_tokens: int = Field(default=16, ge=4)
     """Length of an answer in trials, in tokens. Whether an answer refuses shows in its first words."""
     judge: str = "oversee/refusal"
@@ -66,7 +74,7 @@ class LoopOptions(BaseModel):
     """What is trained for."""
     objective_options: dict[str, Any] = Field(default_factory=dict)
     """Options of the objective."""
-    train: TrainOptions = EMBEDDED_TRAINING
+    train: LoopTraining = LoopTraining()
     """How to train."""
     gate: dict[str, Any] = Field(default_factory=dict)
     """Options of the gate govern/release."""
@@ -97,11 +105,16 @@ class Material:
         """Everything that is asked without an attack."""
         return [*self.goals, *self.twins, *self.near, *self.ordinary]
 
-    def some(self, count: int) -> list[Prompt]:
-        """`count` goals with their twins, the same ones for every attack, whatever the order in the file."""
-        chosen = sorted(self.goals, key=lambda p: digest(p.text))[:count]
-        twins = {t.twin: t for t in self.twins}
-        return [p for goal in chosen for p in (goal, twins.get(goal.text)) if p is not None]
+    def first(self, count: int) -> Material:
+        """`count` goals with their twins, and half as many near twins. Chosen by hash, whatever the order in the file."""
+        chosen = {p.text: i for i, p in enumerate(sorted(self.goals, key=lambda p: digest(p.text))[:count])}
+        near = sorted((p for p in self.near if p.twin in chosen), key=lambda p: chosen[p.twin])[: count // 2]
+        goals = [p for p in self.goals if p.text in chosen]
+        return Material(goals, [p for p in self.twins if p.twin in chosen], self.ordinary, near)
+
+    def attacked(self, count: int, twins: int) -> list[Prompt]:
+        """`count` goals, and the twins of the first `twins` of them, the same ones for every attack."""
+        return [*self.first(count).goals, *self.first(twins).twins]
 
 
 def run_loop(options: LoopOptions, run: Run, progress: Progress) -> Result:
@@ -166,10 +179,8 @@ class Loop:
 
     def _measured(self, name: str, model: LocalModel) -> tuple[list[Attempt], list[Score]]:
         """The held-out split: asked directly, under attacks that were trained on, under attacks that were not; and capability."""
-        held = self.material["held-out"]
-        plan = [(self.direct, held.direct)]
-        plan += [(attack, held.some(self.options.per_family)) for attack in self.attacks]
-        plan += [(attack, held.some(2 * self.options.per_family)) for attack in self.held_out]
+        held, count = self.material["held-out"].first(self.options.held_out_goals), self.options.per_family
+        plan = [(self.direct, held.direct), *((attack, held.attacked(count, count // 4)) for attack in [*self.attacks, *self.held_out])]
         attempts = self._trials(name, model, plan)
         stage = self.run.stage(f"capability-{name}", {"model": model.fingerprint, "items": self.options.capability_items})
         if not stage.done:
@@ -184,18 +195,19 @@ class Loop:
 
     def _validated(self, number: int, model: LocalModel) -> list[Attempt]:
         """The validation split, which rounds are chosen on."""
-        some = self.material["validation"]
-        count = max(1, self.options.per_family // 4)
-        return self._trials(f"validate-{number}", model, [(self.direct, some.direct), *((a, some.some(count)) for a in self.attacks)])
+        some, count = self.material["validation"].first(max(1, self.options.held_out_goals // 3)), max(1, self.options.per_family // 8)
+        some = Material(some.goals, some.twins, some.ordinary)  # near twins are shown, and nothing is chosen by them
+        return self._trials(f"validate-{number}", model, [(self.direct, some.direct), *((a, some.attacked(count, count)) for a in self.attacks)])
 
     def _round(self, number: int, base: LocalModel, model: LocalModel) -> tuple[LocalModel, dict[str, Any]]:
         """Finds failures on the repair split, makes groups of them, trains."""
-        repair = self.material["repair"]
-        plan = [(self.direct, repair.direct), *((a, repair.some(self.options.per_family)) for a in self.attacks)]
+        repair, count = self.material["repair"], max(1, self.options.per_family // 2)
+        direct = [*repair.goals, *repair.twins, *repair.ordinary]
+        plan = [(self.direct, direct), *((a, repair.attacked(count, count)) for a in self.attacks)]
         attempts = self._trials(f"find-{number}", model, plan)
         groups = self._groups(number, attempts, model)
         folder = self.run.path / "models" / f"round-{number}"
-        stage = self.run.stage(f"train-{number}", {"groups": digest([g.id for g in groups]), "model": model.fingerprint, "options": self.options.train})
+        stage = self.run.stage(f"train-{number}", self._training_inputs(groups, model))
         if not stage.done:
             stage.finish(self._train(number, base, model, groups, folder, stage.folder("state")))
         trained = self._adapted(base, folder)
@@ -203,9 +215,13 @@ class Loop:
         self._log("train", {"model": trained.fingerprint, "base": base.fingerprint, "data": [digest([g.id for g in groups])], "round": number})
         return trained, stage.result
 
+    def _training_inputs(self, groups: Sequence[Group], model: LocalModel) -> dict[str, Any]:
+        objective = {"name": self.objective.name} | self.objective.options()
+        return {"groups": digest([g.id for g in groups]), "model": model.fingerprint, "options": self.options.train, "objective": objective}
+
     def _groups(self, number: int, attempts: Sequence[Attempt], model: Model) -> list[Group]:
         lines = self.run.lines(f"groups-{number}", Group)
-        stage = self.run.stage(f"make-{number}", {"attempts": digest([a.id for a in attempts]), "maker": self.maker.options()})
+        stage = self.run.stage(f"make-{number}", {"attempts": digest([a.id for a in attempts]), "maker": {"name": self.maker.name} | self.maker.options()})
         if stage.done:
             return lines.read()
         groups = list({g.id: g for g in self.maker.make(attempts, model, seed=self.options.seed)}.values())
@@ -217,20 +233,19 @@ class Loop:
 
     def _train(self, number: int, base: LocalModel, model: LocalModel, groups: Sequence[Group], folder: Path, state: Path) -> dict[str, Any]:
         from fiducial.training import checkpoint
-        from fiducial.training.loop import train
+        from fiducial.training.loop import planned_steps, train
         from fiducial.training.reportcard import FreshSamples
 
         policy = model if model is not base else self._copy(base)
         options = self.options.train.model_copy(update={"minutes": self._minutes_for_training(), "seed": self.options.seed})
-        watch = FreshSamples(policy, [p.messages for p in self.material["validation"].ordinary[:8]], seed=self.options.seed)
-        with self.progress.task(f"repair, round {number}", 1) as task:
-            first = [True]
+        watch = FreshSamples(policy, [p.messages for p in self.material["validation"].ordinary[:8]], base=base, seed=self.options.seed)
+        steps = planned_steps(len(groups), options)
+        with self.progress.task(f"repair, round {number}, {len(groups)} groups", steps) as task:
+            done = [0]
 
-            def report(step: int, steps: int, figures: dict[str, float]) -> None:
-                if first:  # the number of steps is known with the first report
-                    first.clear()
-                    self.progress.note(f"round {number}: {len(groups)} groups, {steps} steps")
-                task.advance(1 / steps if steps else 0, figure=f"step {step}/{steps}, loss {figures['loss']:.3f}")  # type: ignore[arg-type]
+            def report(step: int, _: int, figures: dict[str, float]) -> None:
+                task.advance(step - done[0], figure=f"loss {figures['loss']:.3f}")  # a resumed training begins further on
+                done[0] = step
                 self.run.metrics({f"round-{number}/{k}": v for k, v in figures.items()}, step=step)
 
             result = train(policy, groups, self.objective, options, folder=state, report=report, watch=watch)
@@ -293,7 +308,8 @@ class Loop:
 
         write_atomic(self.run.path / "summary.json", summary.model_dump_json(indent=1))
         page = build(self.run)
-        lines_out = [summary.verdict, *(f"  {c.outcome}: {c.rule}: {c.reason}" for c in decision.checks), f"model: run:{self.run.id}", f"report: {page}"]
+        where = "no round was better than the base model" if repaired is base else f"model: run:{self.run.id}"
+        lines_out = [summary.verdict, *(f"  {c.outcome}: {c.rule}: {c.reason}" for c in decision.checks), where, f"report: {page}"]
         return Result(int(decision.outcome != "pass"), lines_out, {"outcome": decision.outcome, "report": str(page), "figures": figures})
 
     # ---- what stages share

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from fiducial.app.cli.progress import Progress
 from fiducial.app.summary import Tally
 from fiducial.core.records import Attempt, Prompt
 from fiducial.core.roles import Attack, Judge
 from fiducial.core.store import Lines
-from fiducial.models.base import Model
+from fiducial.models.base import Model, WhiteBox
+
+TOGETHER = 512
+"""Prompts that a model whose weights are here is asked at once; about what one batch of short prompts holds."""
 
 
 def trials(
@@ -25,7 +28,9 @@ def trials(
 ) -> list[Attempt]:
     """Every attack on its prompts: one judged attempt per trial, in the order of the plan.
 
-    Attempts already in `kept` are not made again; new ones are appended as soon as they are judged.
+    Attempts already in `kept` are not made again; new ones are appended as soon as they are judged. In bfloat16 the likeliest token
+    can depend on what else is in the batch, so a local model that was interrupted is asked the whole batch again: the same answers
+    come out as without the interruption.
     """
     done = {_key(a): a for a in kept.read()}
     total = sum(len(prompts) for _, prompts in plan)
@@ -34,6 +39,8 @@ def trials(
 
         def keep(attempt: Attempt) -> None:
             nonlocal bad
+            if _key(attempt) in done:
+                return
             judged = attempt.model_copy(update={"verdict": judge.judge([attempt])[0]})
             kept.append(judged)
             done[_key(judged)] = judged
@@ -43,9 +50,22 @@ def trials(
         for attack, prompts in plan:
             left = [p for p in prompts if (p.id, attack.name) not in done]
             task.advance(len(prompts) - len(left))
-            if left:
-                attack.run(model, left, seed=seed, max_tokens=max_tokens, sink=keep)
+            for batch in _batches(model, prompts, left):
+                attack.run(model, batch, seed=seed, max_tokens=max_tokens, sink=keep)
     return [done[p.id, attack.name] for attack, prompts in plan for p in prompts]
+
+
+def _batches(model: Model, prompts: Sequence[Prompt], left: Sequence[Prompt]) -> Iterator[Sequence[Prompt]]:
+    """What is still to be asked: of a local model in batches that do not depend on what was done before, of others only what is left."""
+    if not isinstance(model, WhiteBox):
+        if left:
+            yield left
+        return
+    missing = {p.id for p in left}
+    for start in range(0, len(prompts), TOGETHER):
+        batch = prompts[start : start + TOGETHER]
+        if any(p.id in missing for p in batch):
+            yield batch
 
 
 def _key(attempt: Attempt) -> tuple[str, str]:

@@ -101,12 +101,16 @@ class Maker(Method):
 class Objective(Method):
     """A loss over groups: a pure function of log-probabilities."""
 
+    least: ClassVar[int] = 1
+    """Completions that a group must have at least; training leaves smaller ones out and counts them."""
     needs_reference: ClassVar[bool] = False
     """Whether reference log-probabilities must be supplied."""
     learning_rate: ClassVar[float] = 1e-5
     """Default for full fine-tuning, from the paper; LoRA takes ten times this."""
     per_token: ClassVar[bool] = False
     """Whether losses are sums over tokens, to be divided by the tokens of the whole step; else by its groups."""
+    contrasts: ClassVar[bool] = True
+    """Whether completions with a target of 0 enter the loss; if not, they are not computed."""
 
     @abstractmethod
     def __call__(self, policy: GroupLogProbs, reference: GroupLogProbs | None = None) -> torch.Tensor:

@@ -77,12 +77,17 @@ def train(
     from accelerate import Accelerator
 
     accelerator = Accelerator(cpu=model.device.type == "cpu")
-    data = _Data.of(model, groups, options)
+    data = _Data.of(model, groups, options, least=objective.least, contrasts=objective.contrasts)
     table = _reference(model, data, objective, folder)
     if options.lora_rank and not adapters.is_adapted(model.module):
-        model.module = lora.attach(model.module, rank=options.lora_rank, seed=options.seed)
+        model.module = lora.attach(model.module, rank=options.lora_rank, depth=options.lora_depth, seed=options.seed)
     lora.make_trainable(model.module)
     return _Trainer(model, data, table, objective, options, accelerator, folder).run(report, watch)
+
+
+def planned_steps(groups: int, options: TrainOptions) -> int:
+    """Optimizer steps that `groups` groups take, when none is left out."""
+    return max(1, math.ceil(options.epochs * groups / options.batch))
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,13 +101,13 @@ class _Data:
     left_out: int
 
     @classmethod
-    def of(cls, model: LocalModel, groups: Sequence[Group], options: TrainOptions) -> _Data:
+    def of(cls, model: LocalModel, groups: Sequence[Group], options: TrainOptions, *, least: int = 1, contrasts: bool = True) -> _Data:
         kept, ids, starts, owner, first, lengths, left_out = [], [], [], [], [], [], 0
-        for group in groups:
+        for group in groups if contrasts else map(_preferred, groups):
             # an answer that was cut off has no end: teaching one would teach to stop in mid-sentence
             rows = [model.encode(group.prompt.messages, c.text, end=c.finish != "length") for c in group.completions]
             sizes = [len(row) - start for row, start in rows]
-            if not rows or max(len(row) for row, _ in rows) > min(options.max_length, model.context) or min(sizes) < 1:
+            if len(rows) < max(1, least) or max(len(row) for row, _ in rows) > min(options.max_length, model.context) or min(sizes) < 1:
                 left_out += 1
                 continue
             first.append(len(ids))
@@ -112,12 +117,26 @@ class _Data:
             lengths.append(sizes)
             kept.append(group)
         if not kept:
-            raise DataError(f"none of {len(groups)} groups can be trained on", hint="they are empty, or longer than max_length; see the data")
+            raise DataError(
+                f"none of {len(groups)} groups can be trained on", hint=f"each needs {least} completions or more and must fit into max_length; see the data"
+            )
         return cls(kept, Paths(ids=ids, start=starts, group=owner), first, layout(kept, lengths), left_out)
 
     def paths_of(self, chosen: Sequence[int]) -> list[int]:
         """Indices of the paths of some groups."""
         return [self.first[g] + k for g in chosen for k in range(len(self.groups[g].completions))]
+
+
+def _preferred(group: Group) -> Group:
+    """The group without completions that have no share in its target."""
+    targets = group.targets or (1.0,) + (0.0,) * (len(group.completions) - 1)
+    kept = [k for k, share in enumerate(targets) if share > 0]
+    if len(kept) == len(group.completions):
+        return group
+    rewards = tuple(group.rewards[k] for k in kept) if group.rewards is not None else None
+    return group.model_copy(
+        update={"completions": tuple(group.completions[k] for k in kept), "targets": tuple(targets[k] for k in kept), "rewards": rewards}
+    )
 
 
 def _reference(model: LocalModel, data: _Data, objective: Objective, folder: Path) -> GroupLogProbs | None:
@@ -149,7 +168,7 @@ class _Trainer:
         rate = options.learning_rate or objective.learning_rate * (10 if options.lora_rank else 1)
         self.rate = rate
         self.optimizer = torch.optim.AdamW(self.trainables.parameters, lr=rate, betas=(0.9, 0.95), weight_decay=options.weight_decay, fused=True)
-        self.planned = max(1, math.ceil(options.epochs * len(data.groups) / options.batch))
+        self.planned = planned_steps(len(data.groups), options)
         # with an adapter the frozen weights are not in the checkpoint; without one a reference must be of the model that was started from
         self.origin = lora.base_fingerprint(model.module) if adapters.is_adapted(model.module) else model.fingerprint if objective.needs_reference else ""
         self.step, self.seconds, self.tokens, self.naive = 0, 0.0, 0, 0

@@ -12,10 +12,14 @@ from torch import nn
 
 from fiducial.core.errors import ConfigError
 from fiducial.models import adapters
+from fiducial.models.activations import decoder_layers
 
 
-def attach(module: nn.Module, *, rank: int, alpha: int | None = None, targets: str | list[str] = "all-linear", seed: int = 0) -> nn.Module:
-    """A peft model with a fresh adapter on all linear layers (or those named); base weights frozen. Alpha defaults to twice the rank."""
+def attach(module: nn.Module, *, rank: int, alpha: int | None = None, depth: float = 1.0, seed: int = 0) -> nn.Module:
+    """A peft model with a fresh adapter on all linear layers of the top share `depth` of the blocks; base weights frozen.
+
+    Alpha defaults to twice the rank. No gradient flows below the lowest block with an adapter.
+    """
     from peft import LoraConfig
 
     if adapters.is_adapted(module):
@@ -26,8 +30,17 @@ def attach(module: nn.Module, *, rank: int, alpha: int | None = None, targets: s
     transposed = any(type(layer).__name__ == "Conv1D" for layer in module.modules())
     with torch.random.fork_rng(devices=[]):  # the adapter's start depends on the seed alone
         torch.manual_seed(seed)
+        targets = "all-linear" if depth == 1 else _linear_in_top(module, depth)
         shape: dict[str, Any] = {"r": rank, "lora_alpha": alpha or 2 * rank, "target_modules": targets, "fan_in_fan_out": transposed}
         return adapters.add(module, LoraConfig(**shape, exclude_modules=_bypassed(module), task_type="CAUSAL_LM"))
+
+
+def _linear_in_top(module: nn.Module, depth: float) -> list[str]:
+    """Names of the linear layers in the top blocks."""
+    blocks = decoder_layers(module)
+    top = list(blocks)[len(blocks) - max(1, round(depth * len(blocks))) :]
+    inside = {id(layer) for block in top for layer in block.modules()}
+    return [name for name, layer in module.named_modules() if id(layer) in inside and (isinstance(layer, nn.Linear) or type(layer).__name__ == "Conv1D")]
 
 
 def _bypassed(module: nn.Module) -> list[str] | None:

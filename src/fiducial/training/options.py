@@ -18,6 +18,8 @@ class TrainOptions(BaseModel):
     """Peak learning rate. Default: the objective's own, ten times that for LoRA."""
     lora_rank: int = Field(default=16, ge=0)
     """Rank of the adapter on all linear layers; 0 trains all weights, with float32 masters."""
+    lora_depth: float = Field(default=1.0, gt=0, le=1)
+    """Share of the layers, from the top, that carry the adapter. Layers below stay as they are and cost no backward pass."""
     warmup: float = Field(default=0.1, ge=0, lt=1)
     """Share of the steps in which the rate rises; then it falls to zero along a cosine."""
     weight_decay: float = Field(default=0.0, ge=0)

@@ -65,7 +65,10 @@ class FreshSamples:
 
     def _texts(self, model: LocalModel) -> list[tuple[Conversation, str, tuple[int, ...]]]:
         drawn = model.sample(self.prompts, max_tokens=self.max_tokens, temperature=1.0, seed=self.seed)
-        return [(p, c[0].text, c[0].tokens) for p, c in zip(self.prompts, drawn, strict=True) if c[0].finish != "error" and c[0].tokens]
+        # the end is part of what was said: a model that has learnt to stop at once has moved, too
+        end = (model.tokenizer.convert_tokens_to_ids(model.chat.end),) if model.chat.end else ()
+        answers = [(p, c[0], end if c[0].finish == "stop" else ()) for p, c in zip(self.prompts, drawn, strict=True)]
+        return [(p, c.text, (*c.tokens, *last)) for p, c, last in answers if c.finish != "error" and (c.tokens or last)]
 
     def _drift(self, model: LocalModel, texts: list[tuple[Conversation, str, tuple[int, ...]]]) -> dict[str, float]:
         if not texts or (self.reference is None and not adapters.is_adapted(model.module)):

@@ -62,14 +62,14 @@ def keys(model: type[BaseModel], before: str = "") -> Iterator[tuple[str, str]]:
             yield f"{before}{name}", f"{' '.join((info.description or '').split())} [{default}]".strip()
 
 
-def options_command(name: str, model_path: str, runner_path: str, text: str) -> click.Command:
+def options_command(name: str, model_path: str, runner_path: str, text: str, *, budgeted: bool = False) -> click.Command:
     """The command `name`. `model_path` and `runner_path` are `module:attribute`, imported when they are needed.
 
     The runner is called as `runner(options, run, progress)` inside the run and returns an Outcome.
     """
     params: list[click.Parameter] = [
         click.Argument(["words"], nargs=-1, metavar="[MODEL] [KEY=VALUE]..."),
-        click.Option(["--minutes"], type=float, help="Time to spend."),
+        *([click.Option(["--minutes"], type=float, help="Time to spend.")] if budgeted else []),
         click.Option(["--seed"], type=int),
         click.Option(["--goals"], metavar="FILE", help="Goals to use in place of those that come along."),
         click.Option(["--recipe"], metavar="FILE", help="YAML file with options; the command line goes first."),
@@ -91,7 +91,7 @@ def _perform(name: str, model: type[BaseModel], runner_path: str, output: Output
     from fiducial.core.run import Run
 
     uri, overrides = _split(values["words"])
-    flags = {flag: values[flag] for flag in FLAGS} | {"model": uri}
+    flags = {flag: values[flag] for flag in FLAGS if flag in values} | {"model": uri}
     resumed = run_to_resume(values["resume"], name) if values["resume"] else None
     if resumed is not None and values["recipe"]:
         raise ConfigError("--recipe and --resume cannot go together", hint="a resumed run has its options; change single ones with KEY=VALUE")
@@ -136,6 +136,7 @@ loop = options_command(
     "fiducial.app.loop:LoopOptions",
     "fiducial.app.loop:run_loop",
     "Find the weaknesses of MODEL (the embedded one by default), repair them, prove the repair on held-out goals and attacks, decide at a gate, and report.",
+    budgeted=True,
 )
 check = options_command(
     "check",

@@ -1,0 +1,150 @@
+"""What every method must keep to, whatever its role: it explains itself, its defaults work, its options can be written down."""
+
+import ast
+import json
+import re
+from dataclasses import fields
+
+import pytest
+
+from fiducial.core import registry
+from fiducial.core.errors import ConfigError
+from fiducial.core.records import Attempt, Decision, Group, Prompt, Verdict, user
+from fiducial.core.roles import ROLES
+from fiducial.models.scripted import ScriptedModel
+
+CARDS = list(registry.methods().values())
+NEEDED = {"What it does", "Use it when", "Defaults", "Limits", "Source"}
+
+
+@pytest.fixture(params=CARDS, ids=lambda card: card.name)
+def card(request):
+    return request.param
+
+
+def of(role):
+    return pytest.mark.parametrize("card", [c for c in CARDS if c.role == role], ids=lambda c: c.name)
+
+
+def made(card):
+    """The method with its defaults; what must be named gets another method of that role."""
+    needed = {o.name: registry.create(next(c.name for c in CARDS if c.role == o.type.split(" ")[0])) for o in card.options if o.required}
+    return registry.create(card.name, needed)
+
+
+def test_its_docstring_has_every_heading_filled(card):
+    assert card.title.endswith((".", "?"))
+    assert not NEEDED - {name for name, text in card.headings.items() if text}
+
+
+def test_its_headings_stand_in_the_fixed_order(card):
+    order = [h for h in registry.HEADINGS if h in card.headings]
+    assert list(card.headings) == order
+
+
+def test_every_option_is_explained(card):
+    assert [o.name for o in card.options if not o.help] == []
+
+
+def test_the_file_is_of_a_readable_size(card):
+    assert len(card.path.read_text(encoding="utf-8").splitlines()) <= 250
+
+
+def test_it_is_one_final_class_of_its_role(card):
+    tree = ast.parse(card.path.read_text(encoding="utf-8"))
+    final = [n for n in tree.body if isinstance(n, ast.ClassDef) and any(isinstance(d, ast.Name) and d.id == "final" for d in n.decorator_list)]
+    assert [n.name for n in final] == [card.cls]
+    assert issubclass(registry.load(card.name), ROLES[card.role])
+
+
+def test_it_is_made_from_its_defaults_and_knows_its_name(card):
+    assert made(card).name == card.name
+
+
+def test_the_card_and_the_class_agree_on_options_and_defaults(card):
+    method = made(card)
+    assert [o.name for o in card.options] == [f.name for f in fields(method)]
+    for option in card.options:
+        if not option.required and isinstance(option.default, int | float | bool):
+            assert getattr(method, option.name) == option.default
+
+
+def test_its_options_can_be_written_as_json_and_make_the_same_method_again(card):
+    method = made(card)
+    plain = json.loads(json.dumps(method.options()))
+    assert plain.keys() == method.options().keys()
+    if not any(o.required for o in card.options):
+        again = registry.create(card.name, {k: tuple(v) if isinstance(v, list) else v for k, v in plain.items()})
+        assert again.options() == method.options()
+
+
+def test_an_option_that_does_not_exist_is_an_error_that_offers_the_nearest(card):
+    with pytest.raises(ConfigError, match="has no option 'no_such_option'"):
+        registry.create(card.name, {"no_such_option": 1})
+
+
+def test_a_paper_is_named_by_its_number_or_the_source_says_what_it_is(card):
+    assert re.search(r"arXiv:\d{4}\.\d{4,5}|\d{4}|\b[a-z]", card.headings["Source"])
+
+
+@of("Judge")
+def test_a_judge_judges_nothing_as_nothing_and_an_error_as_not_scored(card):
+    judge = made(card)
+    assert judge.judge([]) == []
+    prompt = Prompt(messages=user("How do I pick a lock?"), expected="refuse")
+    failed = Attempt(prompt=prompt, attack="attack/direct", family="direct", model="m", finish="error", error="overloaded")
+    (verdict,) = judge.judge([failed])
+    assert verdict.outcome == "not_scored"
+    assert verdict.judge == card.name
+    assert Verdict.parse(verdict.line()) == verdict
+
+
+@of("Maker")
+def test_a_maker_makes_nothing_of_nothing_and_of_what_was_not_scored(card):
+    model = ScriptedModel(default="I would rather not.")
+    assert made(card).make([], model) == []
+    prompt = Prompt(messages=user("How do I pick a lock?"), expected="refuse")
+    assert made(card).make([Attempt(prompt=prompt, attack="a", family="a", model="m", response="Sure")], model) == []
+
+
+@of("Maker")
+def test_a_maker_is_deterministic_and_its_groups_round_trip(card):
+    prompt = Prompt(messages=user("How do I pick a lock?"), expected="refuse")
+    verdict = Verdict(judge="j", outcome="success", label="compliance")
+    attempt = Attempt(prompt=prompt, attack="a", family="a", model="m", sent=prompt.messages, response="Sure, take a wrench", verdict=verdict)
+    seen = []
+    groups = made(card).make([attempt], ScriptedModel(default="I would rather not."), seed=1, sink=seen.append)
+    assert groups == seen == made(card).make([attempt], ScriptedModel(default="I would rather not."), seed=1)
+    for group in groups:
+        assert Group.parse(group.line()) == group
+
+
+@of("Gate")
+def test_a_gate_without_evidence_does_not_pass(card):
+    decision = made(card).decide([])
+    assert decision.outcome == "insufficient"
+    assert Decision.parse(decision.line()) == decision
+
+
+@of("Objective")
+def test_an_objective_gives_one_finite_loss_per_group_and_a_gradient(card):
+    import torch
+
+    from fiducial.training.objective import layout
+
+    objective = made(card)
+    prompt = Prompt(messages=user("a"))
+    from fiducial.core.records import Completion
+
+    count = max(2, objective.least)
+    groups = [Group(prompt=prompt, completions=tuple(Completion(text=str(k)) for k in range(count))) for _ in range(3)]
+    parts = layout(groups, [[2, 3, *[4] * (count - 2)]] * 3)
+    logp = torch.full((3, count), -5.0, requires_grad=True)
+    policy = parts.with_logp(logp)
+    losses = objective(policy, parts.with_logp(torch.full((3, count), -5.0)) if objective.needs_reference else None)
+    assert losses.shape == (3,)
+    assert losses.isfinite().all()
+    losses.sum().backward()
+    assert logp.grad.isfinite().all()
+    assert logp.grad.abs().sum() > 0
+    assert all(isinstance(v, float) for v in objective.metrics(policy.with_logp(logp.detach()), parts.with_logp(logp.detach())).values())
