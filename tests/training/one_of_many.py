@@ -1,6 +1,6 @@
 """Trains a tiny model and writes what came of it; run by several processes at once, or to be killed.
 
-    python one_of_many.py OUT FOLDER OBJECTIVE RANK EPOCHS [KILL_AT_STEP]
+python one_of_many.py OUT FOLDER OBJECTIVE RANK EPOCHS [KILL_AT_STEP]
 """
 
 import json

@@ -75,9 +75,7 @@ def test_sft_equals_trl(tmp_path):
     from trl import SFTConfig, SFTTrainer
 
     model = tiny()
-    rows = [
-        {"input_ids": r["prompt_ids"] + r["chosen_ids"], "completion_mask": [0] * len(r["prompt_ids"]) + [1] * len(r["chosen_ids"])} for r in tokens(model)
-    ]
+    rows = [{"input_ids": r["prompt_ids"] + r["chosen_ids"], "completion_mask": [0] * len(r["prompt_ids"]) + [1] * len(r["chosen_ids"])} for r in tokens(model)]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the peer alone
         config = SFTConfig(

@@ -134,9 +134,7 @@ def _preferred(group: Group) -> Group:
     if len(kept) == len(group.completions):
         return group
     rewards = tuple(group.rewards[k] for k in kept) if group.rewards is not None else None
-    return group.model_copy(
-        update={"completions": tuple(group.completions[k] for k in kept), "targets": tuple(targets[k] for k in kept), "rewards": rewards}
-    )
+    return group.model_copy(update={"completions": tuple(group.completions[k] for k in kept), "targets": tuple(targets[k] for k in kept), "rewards": rewards})
 
 
 def _reference(model: LocalModel, data: _Data, objective: Objective, folder: Path) -> GroupLogProbs | None:
