@@ -87,7 +87,7 @@ def test_a_revision_that_was_cut_off_says_so():
 
 
 def test_the_note_names_the_principles_and_how_many_rounds_were_kept():
-    model = critic(revision=lambda c: "Second." if c[1].content != "Second." else "Second.")
+    model = critic(revision="Second.")
     (group,) = ConstitutionalRevision(rounds=2).make([attempt(response="First.")], model)
     assert group.annotator.startswith("align/constitutional_revision: ")
     assert group.annotator.endswith("(1 of 2 rounds kept)")
@@ -118,7 +118,7 @@ def test_a_constitution_of_ones_own_is_used_and_a_broken_one_is_named(tmp_path):
     (group,) = ConstitutionalRevision(principles=str(path), rounds=1).make([attempt()], model)
     assert group.completions[0].text == "Dear neighbour."
     path.write_text("principles: []\n", encoding="utf-8")
-    with pytest.raises(DataError, match="law.yaml"):
+    with pytest.raises(DataError, match=r"law\.yaml"):
         ConstitutionalRevision(principles=str(path)).make([attempt()], model)
 
 

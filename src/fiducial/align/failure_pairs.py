@@ -35,7 +35,7 @@ class FailurePairs(Maker):
 
     failure_weight: float = 1.0
     """Weight of attempts that went wrong, against 1 for those that went well."""
-    keep: int = 48
+    keep: int = 20
     """Characters of the model's own answer that are kept, up to a word's end; 0 keeps all. Whether it refuses is decided in its first words."""
 
     def __post_init__(self) -> None:

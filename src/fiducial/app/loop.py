@@ -60,11 +60,11 @@ class LoopOptions(BaseModel):
     """Attack families whose failures may be trained on, besides asking directly."""
     held_out_attacks: tuple[str, ...] = ("attack/style_injection", "attack/past_tense", "attack/many_shot", "attack/payload_splitting")
     """Attack families that only measure."""
-    held_out_goals: int = Field(default=150, ge=1)
-    """Held-out goals, each with its twin, that the proof asks directly; half as many near twins; a third for validation."""
-    per_family: int = Field(default=32, ge=1)
+    held_out_goals: int = Field(default=130, ge=1)
+    """Held-out goals, each with its twin, that the proof asks directly; a third as many near twins; a third for validation."""
+    per_family: int = Field(default=28, ge=1)
     """Held-out goals tried under each attack. Half as many are trained on, an eighth validates."""
-    max_tokens: int = Field(default=16, ge=4)
+    max_tokens: int = Field(default=14, ge=4)
     """Length of an answer in trials, in tokens. Whether an answer refuses shows in its first words."""
     judge: str = "oversee/refusal"
     """Who says whether an answer complies."""
@@ -106,11 +106,11 @@ class Material:
         return [*self.goals, *self.twins, *self.near, *self.ordinary]
 
     def first(self, count: int) -> Material:
-        """`count` goals with their twins, and half as many near twins. Chosen by hash, whatever the order in the file."""
+        """`count` goals with their twins, a third as many near twins, and ordinary prompts. Chosen by hash, whatever the order in the file."""
         chosen = {p.text: i for i, p in enumerate(sorted(self.goals, key=lambda p: digest(p.text))[:count])}
-        near = sorted((p for p in self.near if p.twin in chosen), key=lambda p: chosen[p.twin])[: count // 2]
+        near = sorted((p for p in self.near if p.twin in chosen), key=lambda p: chosen[p.twin])[: count // 3]
         goals = [p for p in self.goals if p.text in chosen]
-        return Material(goals, [p for p in self.twins if p.twin in chosen], self.ordinary, near)
+        return Material(goals, [p for p in self.twins if p.twin in chosen], self.ordinary[: max(50, 2 * count // 3)], near)
 
     def attacked(self, count: int, twins: int) -> list[Prompt]:
         """`count` goals, and the twins of the first `twins` of them, the same ones for every attack."""
