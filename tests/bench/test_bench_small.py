@@ -88,13 +88,23 @@ def test_a_ratio_is_the_median_of_the_ratios_within_repetitions(script):
     (ratio,) = case.record()["ratios"]
     assert ratio["wall"] == {"median": 3.0, "low": 2.0, "high": 4.5}
     assert ratio["cpu"] == {"median": 2.0, "low": 2.0, "high": 4.0}
-    assert ratio["reached"] is False
+    assert (ratio["reached"], ratio["waited"]) == (False, 0)
+
+
+def test_a_target_is_reached_only_if_the_processor_time_reaches_it_too(script):
+    protocol = script("protocol")
+    times = {"peer": protocol.Times([90.0], [3.0]), "ours": protocol.Times([2.0], [2.0])}  # the peer stood still for 87 seconds
+    case = protocol.Case("c", "float32", [protocol.Claim("ours", "peer", 2.0)], times, 0.0, 1e-4, "x")
+    (ratio,) = case.record()["ratios"]
+    assert (ratio["wall"]["median"], ratio["cpu"]["median"]) == (45.0, 1.5)
+    assert (ratio["reached"], ratio["waited"]) == (False, 1)
 
 
 @pytest.mark.parametrize("difference", [1e-4, float("nan"), float("inf")])
 def test_a_ratio_whose_outputs_differ_counts_for_nothing(script, difference):
     protocol = script("protocol")
     times = {"peer": protocol.Times([4.0], [4.0]), "ours": protocol.Times([1.0], [1.0])}
+    assert protocol.Case("c", "float32", [protocol.Claim("ours", "peer", 2.0)], times, 9e-5, 1e-4, "x").record()["ratios"][0]["reached"]
     case = protocol.Case("c", "float32", [protocol.Claim("ours", "peer", 2.0)], times, difference, 1e-4, "x")
     assert case.record()["ratios"][0]["reached"] is False
     bench = protocol.Bench("b", Namespace(small=True, note="", out=None, threads=1, repetitions=1))

@@ -214,8 +214,20 @@ def test_full_training_moves_bfloat16_weights_at_a_rate_that_rounds_away(made, t
 
 def test_groups_longer_than_the_limit_are_left_out_whole_and_counted(made, tmp_path):
     long = made.group(3, "short", "x" * 200)
-    result = train(tiny(), [*made.pairs(3), long], SFT(), options(max_length=100), folder=tmp_path)
+    result = train(tiny(), [*made.pairs(3), long], DPO(), options(max_length=100), folder=tmp_path / "a")
     assert (result.groups, result.left_out) == (3, 1)
+    result = train(tiny(), [*made.pairs(3), long], SFT(), options(max_length=100), folder=tmp_path / "b")
+    assert (result.groups, result.left_out) == (4, 0)  # nothing is learnt from the long one
+    result = train(tiny(), [*made.pairs(3), made.group(3, "x" * 200)], SFT(), options(max_length=100), folder=tmp_path / "c")
+    assert (result.groups, result.left_out) == (3, 1)
+
+
+def test_demonstrations_are_trained_on_without_what_was_not_preferred(made, tmp_path):
+    model = tiny()
+    second = made.group(1, "no", "yes, gladly", targets=(0.0, 1.0))
+    both = made.group(2, "a", "bc", targets=(0.5, 0.5))
+    lengths = [len(model.encode(g.prompt.messages, t)[0]) for g, t in ((second, "yes, gladly"), (both, "a"), (both, "bc"))]
+    assert train(model, [second, both], SFT(), options(), folder=tmp_path).naive_tokens == sum(lengths)
 
 
 def test_groups_without_completions_or_with_an_empty_cut_one_are_left_out(made, tmp_path):

@@ -47,7 +47,7 @@ def test_a_share_of_the_depth_adapts_the_top_blocks_alone(architecture, depth, b
     base = tiny(architecture)
     adapted = lora.attach(base, rank=2, depth=depth)
     assert {n.split(".layers.")[-1].split(".h.")[-1].split(".")[0] for n, _ in adapted.named_parameters() if "lora_A" in n} == blocks
-    assert torch.equal(logits(adapted), logits(base))
+    assert torch.allclose(logits(adapted), logits(base), atol=1e-4)
 
 
 def test_the_forward_pass_equals_pefts_own():

@@ -113,8 +113,8 @@ def mcnemar(only_a: int, only_b: int) -> float:
     n = only_a + only_b
     if n == 0:
         return 1.0
-    tail = sum(comb(n, i) for i in range(min(only_a, only_b) + 1)) / 2**n
-    return min(1.0, 2 * tail)
+    tail = sum(comb(n, i) for i in range(min(only_a, only_b) + 1))
+    return min(1.0, float(2 * tail / 2**n))
 
 
 def difference(a: Rate, b: Rate, z: float = Z95) -> tuple[float, float, float]:

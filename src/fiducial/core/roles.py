@@ -27,7 +27,7 @@ def ignore(_: Any) -> None:
     """A sink that keeps nothing."""
 
 
-class Method(ABC):
+class Method(ABC):  # noqa: B024 its roles add the abstract methods
     """A technique from the literature. Options are dataclass fields, each with a docstring."""
 
     maturity: ClassVar[Literal["stable", "trial"]] = "stable"

@@ -88,7 +88,8 @@ def _forward(self: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Ten
     if self.disable_adapters or self.merged:
         return out
     a, b = self.lora_A["default"].weight.to(x.dtype), self.lora_B["default"].weight
-    return out + (x @ a.t()) @ (b * self.scaling["default"]).to(x.dtype).t()
+    change: torch.Tensor = (x @ a.t()) @ (b * self.scaling["default"]).to(x.dtype).t()
+    return out + change
 
 
 def sharing(module: torch.nn.Module) -> torch.nn.Module:

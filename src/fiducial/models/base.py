@@ -47,7 +47,7 @@ class Model(ABC):
         and `error`; it is not an exception unless nothing can be had at all.
         """
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 most models hold nothing
         """Gives back what the model holds. Safe to call twice."""
 
 

@@ -95,6 +95,8 @@ class _Data:
     """Tokenised groups: paths of all completions, where each group's paths are, and what does not depend on a model."""
 
     groups: list[Group]
+    names: list[str]
+    """Id of each group as it was given, which may have held more completions."""
     paths: Paths
     first: list[int]
     parts: GroupLogProbs
@@ -102,8 +104,9 @@ class _Data:
 
     @classmethod
     def of(cls, model: LocalModel, groups: Sequence[Group], options: TrainOptions, *, least: int = 1, contrasts: bool = True) -> _Data:
-        kept, ids, starts, owner, first, lengths, left_out = [], [], [], [], [], [], 0
-        for group in groups if contrasts else map(_preferred, groups):
+        kept, names, ids, starts, owner, first, lengths, left_out = [], [], [], [], [], [], [], 0
+        for given in groups:
+            group = given if contrasts else _preferred(given)
             # an answer that was cut off has no end: teaching one would teach to stop in mid-sentence
             rows = [model.encode(group.prompt.messages, c.text, end=c.finish != "length") for c in group.completions]
             sizes = [len(row) - start for row, start in rows]
@@ -116,11 +119,12 @@ class _Data:
             starts += [start for _, start in rows]
             lengths.append(sizes)
             kept.append(group)
+            names.append(given.id)
         if not kept:
             raise DataError(
                 f"none of {len(groups)} groups can be trained on", hint=f"each needs {least} completions or more and must fit into max_length; see the data"
             )
-        return cls(kept, Paths(ids=ids, start=starts, group=owner), first, layout(kept, lengths), left_out)
+        return cls(kept, names, Paths(ids=ids, start=starts, group=owner), first, layout(kept, lengths), left_out)
 
     def paths_of(self, chosen: Sequence[int]) -> list[int]:
         """Indices of the paths of some groups."""
@@ -129,7 +133,7 @@ class _Data:
 
 def _preferred(group: Group) -> Group:
     """The group without completions that have no share in its target."""
-    targets = group.targets or (1.0,) + (0.0,) * (len(group.completions) - 1)
+    targets = group.targets or (1.0, *[0.0] * (len(group.completions) - 1))[: len(group.completions)]
     kept = [k for k, share in enumerate(targets) if share > 0]
     if len(kept) == len(group.completions):
         return group
@@ -218,7 +222,7 @@ class _Trainer:
             parameters["lr"] = rate
         figures = self._figures([chosen[i] for i in mine], losses, logp) | {"grad_norm": norm, "learning_rate": rate}
         if not math.isfinite(figures["loss"]) or not math.isfinite(norm):
-            rows = ", ".join(self.data.groups[g].id for g in chosen)
+            rows = ", ".join(self.data.names[g] for g in chosen)
             raise FiducialError(f"the loss is no longer a number at step {self.step + 1}; groups of the step: {rows}", hint="lower the learning rate")
         self.optimizer.step()
         self.trainables.publish()
@@ -361,4 +365,4 @@ class _Trainer:
     def _identity(self) -> str:
         """What a checkpoint belongs to. The time budget is not part of it: it may be raised on resumption."""
         options = self.options.model_dump(exclude={"minutes", "save_every"})
-        return digest([options, self.objective.name, self.objective.options(), [g.id for g in self.data.groups]])
+        return digest([options, self.objective.name, self.objective.options(), self.data.names])

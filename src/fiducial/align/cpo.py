@@ -1,0 +1,64 @@
+"""Contrastive preference optimisation.
+
+What it does: fits a policy to preference pairs without a reference model: a logistic loss on the difference of log-probabilities, plus
+              the negative log-likelihood of the preferred completion.
+Use it when:  the point is where the model decides between two answers (refuse or comply), and the policy may move far from its base.
+              To stay close to a reference use align/dpo.
+Formula:      loss = -p log sigmoid(z) - (1 - p) log sigmoid(-z) + anchor * (-w / |y_w|), z = beta * (w - l), with
+              w = sum_t log pi(y_w[t] | x, y_w[<t]) and l likewise for y_l, in nats; groups of one completion have the last term alone.
+Defaults:     beta 0.1 (paper), anchor 1.0 (paper), learning rate 1e-6 as for align/dpo.
+Limits:       nothing holds the policy to the base model but the anchor; sums favour short responses.
+Source:       Xu et al. 2024, arXiv:2401.08417, eq. 6; the same pair term with beta 1 is logistic regression on the two answers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from fiducial.core.errors import DataError
+from fiducial.core.roles import Objective
+from fiducial.training.objective import GroupLogProbs
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class CPO(Objective):
+    """Logistic loss on the difference of log-probabilities, with an anchor."""
+
+    learning_rate: ClassVar[float] = 1e-6
+
+    beta: float = 0.1
+    """Sharpness of the contrast; > 0."""
+    anchor: float = 1.0
+    """Weight of the preferred completion's negative log-likelihood per token; >= 0."""
+
+    def __post_init__(self) -> None:
+        if self.beta <= 0 or self.anchor < 0:
+            raise ValueError(f"beta must be > 0 and anchor >= 0, got {self.beta} and {self.anchor}")
+
+    def __call__(self, policy: GroupLogProbs, reference: GroupLogProbs | None = None) -> Tensor:
+        """Loss per group, [G], in nats."""
+        z, paired = self._margin(policy)
+        p = policy.targets[:, 0]
+        contrast = -p * F.logsigmoid(z) - (1 - p) * F.logsigmoid(-z)
+        likelihood = (policy.targets * policy.logp / policy.length.clamp(min=1)).sum(1)
+        return contrast * paired - self.anchor * likelihood
+
+    def metrics(self, policy: GroupLogProbs, reference: GroupLogProbs | None = None) -> dict[str, float]:
+        """Share of pairs in which the preferred completion is the likelier one, and their mean margin times beta."""
+        z, paired = self._margin(policy)
+        if not bool(paired.any()):
+            return {}
+        agreed = (z * (2 * policy.targets[:, 0] - 1))[paired]
+        return {"accuracy": float((agreed > 0).float().mean()), "margin": float(agreed.mean())}
+
+    def _margin(self, policy: GroupLogProbs) -> tuple[Tensor, Tensor]:
+        if policy.logp.shape[1] > 2:
+            raise DataError(f"{self.name} compares two completions per prompt, but groups here have up to {policy.logp.shape[1]}", hint="make pairs first")
+        if policy.logp.shape[1] == 1:
+            return policy.logp[:, 0] * 0, policy.mask[:, 0] & False
+        return self.beta * (policy.logp[:, 0] - policy.logp[:, 1]), policy.mask[:, 1]
