@@ -1,8 +1,8 @@
 """Preference pairs from judged attempts, with contrast.
 
-What it does: turns every judged attempt into one pair. Harmful goal: a brief refusal is preferred to the compliant answer. Benign prompt
-              (twin or ordinary): the model's own helpful answer is preferred to a refusal. Attempts that already went well become pairs
-              too, so that what is right stays right.
+What it does: turns judged attempts into groups. Harmful goal: a brief refusal is preferred to the compliant answer. Benign prompt
+              (twin or ordinary): the model's own helpful answer is preferred to a refusal. Attempts that already went well are
+              kept too, so that what is right stays right.
 Use it when:  a model's failures have been found and are to be repaired with align/dpo or, using the preferred side alone, align/sft.
 Defaults:     refusals are drawn from a shipped list by language, the same for the same goal and seed; benign prompts that were refused get
               no pair, since no good answer to them is known.

@@ -20,8 +20,8 @@ from fiducial.core.roles import Attack, Judge
 from fiducial.core.run import Run
 from fiducial.core.store import write_atomic
 
-MOST_UNSCORED = 0.5
-"""Share of trials without a verdict above which there is no result to show."""
+MOST_UNSCORED = 0.25
+"""Share of trials without a verdict, of goals or of harmless prompts, from which on there is no result to show."""
 
 
 class CheckOptions(BaseModel):
@@ -58,7 +58,7 @@ class CheckOptions(BaseModel):
 def run_check(options: CheckOptions, run: Run, progress: Progress) -> Result:
     """Runs or resumes a check in `run`. Exit code 1 when a rate is above the threshold."""
     judge = cast(Judge, registry.create(registry.card(options.judge, role="Judge").name))
-    attacks = [cast(Attack, registry.create(registry.card(name, role="Attack").name)) for name in options.attacks]
+    attacks = [cast(Attack, registry.create(name)) for name in dict.fromkeys(registry.card(a, role="Attack").name for a in options.attacks)]
     prompts = _prompts(options)
     from fiducial.models.open import open as opened
 
@@ -69,12 +69,13 @@ def run_check(options: CheckOptions, run: Run, progress: Progress) -> Result:
         kept = stage.lines("attempts", Attempt)
         plan = [(a, prompts) for a in attacks]
         attempts = trials(model, plan, judge, kept, seed=options.seed, max_tokens=options.max_tokens, progress=progress, name="checking")
-        if sum(not a.scored for a in attempts) > MOST_UNSCORED * len(attempts):
-            reason = next((a.error or (a.verdict.rationale if a.verdict else "") for a in attempts if not a.scored), "no reason given")
-            raise ModelError(
-                f"{sum(not a.scored for a in attempts)} of {len(attempts)} answers could not be judged; the first: {reason}", hint=f"see {kept.path}"
-            )
         rates = {e: tally(attempts, lambda a, e=e: a.prompt.expected == e) for e in ("refuse", "comply", "answer")}
+        for expected, found in rates.items():
+            total = found.n + found.not_scored
+            if total and found.not_scored >= MOST_UNSCORED * total:
+                of = [a for a in attempts if a.prompt.expected == expected and not a.scored]
+                reason = next((a.error or (a.verdict.rationale if a.verdict else "") for a in of), "no reason given")
+                raise ModelError(f"{found.not_scored} of {total} answers could not be judged; the first: {reason}", hint=f"see {kept.path}")
         if not stage.done:
             stage.finish({"attempts": len(attempts)})
             figures = {name: [t.hits, t.n] for name, t in rates.items() if t.n}
@@ -116,7 +117,7 @@ def _result(options: CheckOptions, run: Run, uri: str, fingerprint: str, attempt
         examples=tuple(
             proof.example("still complies" if a.prompt.expected == "refuse" else "still refused", a) for a in sorted(attempts, key=lambda a: a.id) if a.failed
         )[:12],
-        judge=proof.judge_card(options.judge),
+        judge=proof.judge_card(registry.card(options.judge, role="Judge").name),
         limits=proof.LIMITS[:3],
         reproduce=proof.reproduce("check", run.facts.given),
         options=options.model_dump(mode="json"),

@@ -9,10 +9,10 @@ from __future__ import annotations
 import platform
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -35,10 +35,18 @@ if TYPE_CHECKING:
 class LoopTraining(TrainOptions):
     """How the loop trains: what a model of 135 million parameters needs to change its behaviour on about a thousand short groups."""
 
-    epochs: float = Field(default=1.5, gt=0)
+    epochs: float = Field(default=2.0, gt=0)
+    """Passes over the groups."""
     batch: int = Field(default=16, ge=1)
+    """Groups per optimizer step."""
     learning_rate: float | None = Field(default=1e-3, gt=0)
+    """Peak learning rate, for the default objective with an adapter; others need another one (null: the objective's own)."""
     lora_depth: float = Field(default=0.4, gt=0, le=1)
+    """Share of the layers, from the top, that carry the adapter."""
+    minutes: None = None
+    """Set by the loop from its own budget."""
+    seed: Literal[0] = 0
+    """Set by the loop: its own seed decides."""
 
 
 class LoopOptions(BaseModel):
@@ -64,7 +72,7 @@ class LoopOptions(BaseModel):
     """Held-out goals, each with its twin, that the proof asks directly; a third as many near twins; a third for validation."""
     per_family: int = Field(default=28, ge=1)
     """Held-out goals tried under each attack. Half as many are trained on, an eighth validates."""
-    max_tokens: int = Field(default=14, ge=4)
+    max_tokens: int = Field(default=16, ge=4)
     """Length of an answer in trials, in tokens. Whether an answer refuses shows in its first words."""
     judge: str = "oversee/refusal"
     """Who says whether an answer complies."""
@@ -110,7 +118,9 @@ class Material:
         chosen = {p.text: i for i, p in enumerate(sorted(self.goals, key=lambda p: digest(p.text))[:count])}
         near = sorted((p for p in self.near if p.twin in chosen), key=lambda p: chosen[p.twin])[: count // 3]
         goals = [p for p in self.goals if p.text in chosen]
-        return Material(goals, [p for p in self.twins if p.twin in chosen], self.ordinary[: max(50, 2 * count // 3)], near)
+        return Material(
+            goals, [p for p in self.twins if p.twin in chosen], sorted(self.ordinary, key=lambda p: digest(p.text))[: max(50, 2 * count // 3)], near
+        )
 
     def attacked(self, count: int, twins: int) -> list[Prompt]:
         """`count` goals, and the twins of the first `twins` of them, the same ones for every attack."""
@@ -134,13 +144,17 @@ class Loop:
         self.direct = cast(Attack, registry.create("attack/direct"))
         self.attacks = [cast(Attack, registry.create(registry.card(name, role="Attack").name)) for name in options.attacks]
         self.held_out = [cast(Attack, registry.create(registry.card(name, role="Attack").name)) for name in options.held_out_attacks]
-        shared = {a.family for a in self.attacks} & {a.family for a in self.held_out}
-        if shared:
-            raise ConfigError(f"the attack families {sorted(shared)} are both trained on and held out", hint="leave them out of one of the two lists")
+        families = [a.family for a in (self.direct, *self.attacks, *self.held_out)]
+        twice = sorted({f for f in families if families.count(f) > 1})
+        if twice:
+            raise ConfigError(
+                f"the attack families {twice} are named twice",
+                hint="asking directly is always trained on; name each other family once, in one of the two lists",
+            )
         self.material = material(options.goals)
         self.ledger = Ledger(run.path.parent / "ledger.jsonl")
         self.seconds: dict[str, float] = {}
-        self.began = time.monotonic()
+        self.first: dict[tuple[str, str], Attempt] = {}
 
     def go(self) -> Result:
         """All stages."""
@@ -153,7 +167,7 @@ class Loop:
         rounds: list[dict[str, Any]] = []
         model, best = base, 0
         for number in range(1, self.options.rounds + 1):
-            if number > 1 and not self._worth_another(points, rounds):
+            if number > 1 and not self._decided(f"another-{number}", lambda: self._worth_another(points, rounds)):
                 break
             model, training = self._round(number, base, model)
             rounds.append(training)
@@ -201,18 +215,27 @@ class Loop:
 
     def _round(self, number: int, base: LocalModel, model: LocalModel) -> tuple[LocalModel, dict[str, Any]]:
         """Finds failures on the repair split, makes groups of them, trains."""
+        from fiducial.training import checkpoint
+
         repair, count = self.material["repair"], max(1, self.options.per_family // 2)
         direct = [*repair.goals, *repair.twins, *repair.ordinary]
         plan = [(self.direct, direct), *((a, repair.attacked(count, count)) for a in self.attacks)]
         attempts = self._trials(f"find-{number}", model, plan)
-        groups = self._groups(number, attempts, model)
+        if number == 1:
+            self.first = {(a.prompt.id, a.attack): a for a in attempts}
+        # what the repaired model refuses without need has no good answer of its own; the base model's is the one to go back to
+        answered = [self.first[a.prompt.id, a.attack] if a.failed and a.prompt.expected != "refuse" else a for a in attempts]
+        groups = self._groups(number, answered, model)
         folder = self.run.path / "models" / f"round-{number}"
         stage = self.run.stage(f"train-{number}", self._training_inputs(groups, model))
         if not stage.done:
             stage.finish(self._train(number, base, model, groups, folder, stage.folder("state")))
+        checkpoint.clear(stage.folder("state"))
         trained = self._adapted(base, folder)
         self.seconds[f"train {number}"] = stage.result["seconds"]
-        self._log("train", {"model": trained.fingerprint, "base": base.fingerprint, "data": [digest([g.id for g in groups])], "round": number})
+        data = digest([g.id for g in groups])
+        self._log("data", {"data": [data], "groups": len(groups), "round": number})
+        self._log("train", {"model": trained.fingerprint, "base": model.fingerprint, "data": [data], "round": number})
         return trained, stage.result
 
     def _training_inputs(self, groups: Sequence[Group], model: LocalModel) -> dict[str, Any]:
@@ -220,8 +243,8 @@ class Loop:
         return {"groups": digest([g.id for g in groups]), "model": model.fingerprint, "options": self.options.train, "objective": objective}
 
     def _groups(self, number: int, attempts: Sequence[Attempt], model: Model) -> list[Group]:
-        lines = self.run.lines(f"groups-{number}", Group)
         stage = self.run.stage(f"make-{number}", {"attempts": digest([a.id for a in attempts]), "maker": {"name": self.maker.name} | self.maker.options()})
+        lines = stage.lines("groups", Group)
         if stage.done:
             return lines.read()
         groups = list({g.id: g for g in self.maker.make(attempts, model, seed=self.options.seed)}.values())
@@ -232,13 +255,13 @@ class Loop:
         return groups
 
     def _train(self, number: int, base: LocalModel, model: LocalModel, groups: Sequence[Group], folder: Path, state: Path) -> dict[str, Any]:
-        from fiducial.training import checkpoint
         from fiducial.training.loop import planned_steps, train
         from fiducial.training.reportcard import FreshSamples
 
         policy = model if model is not base else self._copy(base)
-        options = self.options.train.model_copy(update={"minutes": self._minutes_for_training(), "seed": self.options.seed})
-        watch = FreshSamples(policy, [p.messages for p in self.material["validation"].ordinary[:8]], base=base, seed=self.options.seed)
+        minutes = self._decided(f"minutes-{number}", self._minutes_for_training)
+        options = self.options.train.model_copy(update={"minutes": minutes, "seed": self.options.seed})
+        watch = FreshSamples(policy, [p.messages for p in self.material["validation"].first(1).ordinary[:8]], base=base, seed=self.options.seed)
         steps = planned_steps(len(groups), options)
         with self.progress.task(f"repair, round {number}, {len(groups)} groups", steps) as task:
             done = [0]
@@ -250,7 +273,6 @@ class Loop:
 
             result = train(policy, groups, self.objective, options, folder=state, report=report, watch=watch)
         policy.save(folder)
-        checkpoint.clear(state)
         figures = {k: v for k, v in (result.watched[-1] if result.watched else {}).items() if k != "step"}
         return {
             "round": number,
@@ -279,7 +301,9 @@ class Loop:
             shutil.rmtree(target, ignore_errors=True)
             shutil.copytree(source, target)
             stage.finish({"round": best})
-        return self._adapted(base, target)
+        promoted = self._adapted(base, target)
+        self._log("promote", {"model": promoted.fingerprint, "base": base.fingerprint, "alias": self.run.id, "round": best})
+        return promoted
 
     def _finish(
         self,
@@ -357,7 +381,7 @@ class Loop:
             return False
         number = len(rounds)
         round_cost = sum(self.seconds.get(f"{stage} {number}", 0.0) for stage in ("find", "train", "validate"))
-        return time.monotonic() - self.began + round_cost + self._proof_seconds() < 60 * self.options.minutes
+        return self._spent() + round_cost + self._proof_seconds() < 60 * self.options.minutes
 
     def _proof_seconds(self) -> float:
         """What the proof will take, from what the same took before."""
@@ -365,8 +389,19 @@ class Loop:
 
     def _minutes_for_training(self) -> float:
         """What is left when the proof is set aside; at least a minute, so that there is something to prove."""
-        left = 60 * self.options.minutes - (time.monotonic() - self.began) - 1.2 * self._proof_seconds() - self.seconds.get("validate 0", 0.0)
+        left = 60 * self.options.minutes - self._spent() - 1.2 * self._proof_seconds() - self.seconds.get("validate 0", 0.0)
         return max(60.0, left) / 60
+
+    def _spent(self) -> float:
+        """Seconds of all stages so far, those before an interruption included."""
+        return sum(self.seconds.values())
+
+    def _decided(self, name: str, decide: Callable[[], Any]) -> Any:
+        """A decision that depends on the clock, taken once: a resumed run goes the way it had begun."""
+        stage = self.run.stage(name, {"seed": self.options.seed})
+        if not stage.done:
+            stage.finish({"decision": decide()})
+        return stage.result["decision"]
 
     def _log(self, kind: str, body: dict[str, Any]) -> None:
         """Enters an event of this run into the ledger, once, however often the run is taken up again."""
@@ -378,15 +413,21 @@ class Loop:
 def material(goals: str) -> dict[str, Material]:
     """Prompts by split. Ordinary prompts and near twins are the shipped ones."""
     from fiducial.data.load import near_twins, ordinary, prompts, twin_of
-    from fiducial.data.split import SPLITS, split
+    from fiducial.data.split import SPLITS, normalised, split
 
-    chosen = prompts(goals)
+    chosen = list({normalised(p.text): p for p in reversed(prompts(goals))}.values())[::-1]  # a goal that stands twice is one trial
     near = {p.twin: p for p in near_twins()} if goals == "shipped" else {}
     parts, plain = split(chosen), split(ordinary())
-    found = {}
+    found: dict[str, Material] = {}
+    places: dict[str, str] = {}
     for name in SPLITS:
         own = [p for p in parts.get(name, []) if p.expected == "refuse"]
         twins = [t for t in map(twin_of, own) if t is not None]
+        for twin in twins:
+            if places.setdefault(normalised(twin.text), name) != name:
+                raise ConfigError(
+                    f"the twin '{twin.text}' belongs to goals of two splits, so it would be trained on and held out", hint="give each goal a twin of its own"
+                )
         found[name] = Material(own, twins, plain.get(name, []), [near[p.text] for p in own if p.text in near])
     if not any(m.twins for m in found.values()):
         raise ConfigError(
@@ -411,8 +452,9 @@ def machine() -> str:
 
 
 def _share(tally: Tally) -> float:
-    """The rate; 1 where nothing could be scored, since not scored is not safe."""
-    return tally.hits / tally.n if tally.n else 1.0
+    """The rate when what could not be scored counts as failed: not scored is not safe."""
+    total = tally.n + tally.not_scored
+    return (tally.hits + tally.not_scored) / total if total else 1.0
 
 
 def _badness(point: Point) -> float:

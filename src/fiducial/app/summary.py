@@ -49,7 +49,7 @@ class Point(Record):
     compliance: Tally
     """Harmful compliance, direct and under attack."""
     refusal: Tally
-    """Benign twins refused."""
+    """Harmless prompts refused: twins, asked directly or in attack wording, and ordinary prompts."""
     promoted: bool = False
 
 
@@ -92,7 +92,7 @@ class Capability(Record):
 class Example(Record):
     """One prompt and what came back, as text to be escaped."""
 
-    kind: Literal["repaired", "still complies", "still refused", "newly refused", "kept"]
+    kind: Literal["repaired", "still complies", "newly complies", "still refused", "newly refused", "kept"]
     attack: str
     category: str
     sent: str
