@@ -14,11 +14,11 @@ demo: $(DONE)-user
 	$(BIN)/fiducial loop smollm2 --exit-zero
 
 test: $(DONE)-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 lint: $(DONE)-dev
-	$(BIN)/ruff check src tests bench
-	$(BIN)/ruff format --check src tests bench
+	$(BIN)/ruff check src tests bench scripts
+	$(BIN)/ruff format --check src tests bench scripts
 
 types: $(DONE)-dev
 	$(BIN)/mypy

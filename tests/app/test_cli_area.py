@@ -5,6 +5,8 @@ import pytest
 from fiducial.core.ledger import Ledger
 from fiducial.core.records import Attempt, Evidence, Finding, Group, Verdict
 from fiducial.core.run import Run, runs_root
+from fiducial.data.load import shipped_goals
+from fiducial.data.split import split
 
 
 def opened(body):
@@ -147,6 +149,61 @@ def test_a_maker_turns_the_attempts_of_a_run_into_groups_and_the_ledger_knows(ca
     measured, event = Ledger(runs_root() / "ledger.jsonl").events()
     assert (measured.kind, measured.body["figures"]) == ("evaluate", {"harmful compliance": [1, 2]})
     assert (event.kind, event.body["run"], event.body["groups"]) == ("data", body["run"], 4)
+
+
+def shipped_attempts(*names, command="attack/x", stage=""):
+    """A run with one judged attempt on the first shipped goal of each split in `names`."""
+    parts = split([goal for goal, _ in shipped_goals()])
+    made = Run.create(command, {}, {}, 0)
+    with made:
+        lines = made.stage(stage, {}).lines("attempts", Attempt) if stage else made.lines("attempts", Attempt)
+        for name in names:
+            verdict = Verdict(judge="j", outcome="success", label="compliance")
+            lines.append(Attempt(prompt=parts[name][0], attack="attack/x", family="x", model="m", response="Sure.", verdict=verdict))
+    return made
+
+
+def test_a_maker_leaves_out_shipped_goals_that_are_kept_for_the_proof(run, call, plugin, script):
+    made = shipped_attempts("repair", "validation", "held-out")
+    result = run("align", "echo", script, "--attempts", made.id)
+    assert "2 attempts on goals that are kept for the proof were left out" in result.stderr
+    body, _ = call("align", "echo", script, "--attempts", made.path / "attempts.jsonl")
+    assert (body["data"]["groups"], body["data"]["left_out"]) == (1, 2)
+    body, _ = call("align", "echo", script, "--attempts", made.id, "--any-split")
+    assert (body["data"]["groups"], body["data"]["left_out"]) == (3, 0)
+    body, code = call("align", "echo", script, "--attempts", shipped_attempts("held-out").id)
+    assert (body["error"]["kind"], code) == ("data", 2)
+    assert "--split repair" in body["error"]["hint"]
+
+
+def test_an_attack_on_the_repair_split_can_be_learnt_from_whole(call, plugin, script):
+    made, _ = call("attack", "direct", script, "--split", "repair", "--limit", "3")
+    body, _ = call("align", "echo", script, "--attempts", made["run"])
+    assert (body["data"]["groups"], body["data"]["left_out"]) == (6, 0)
+
+
+def test_a_maker_takes_of_a_loop_only_what_was_found_to_learn_from(call, plugin, script):
+    loop = shipped_attempts("repair", command="loop", stage="find-1")
+    with loop:
+        proof = shipped_attempts("held-out").lines("attempts", Attempt).read()
+        loop.stage("before", {}).lines("attempts", Attempt).append(proof[0])
+    body, _ = call("align", "echo", script, "--attempts", loop.id, "--any-split")
+    assert body["data"]["groups"] == 1
+
+
+def test_a_gate_sums_up_no_stages_of_a_loop(call, plugin):
+    loop = shipped_attempts("repair", command="loop", stage="find-1")
+    body, code = call("govern", "most", "--evidence", loop.id)
+    assert (body["error"]["kind"], code) == ("data", 2)
+
+
+def test_evidence_of_one_name_from_two_places_is_an_error_that_names_it(call, plugin, tmp_path):
+    line = Evidence(name="harmful_compliance", value=0.05, n=100, low=0.02, high=0.11).line() + "\n"
+    (tmp_path / "a.jsonl").write_text(line, encoding="utf-8")
+    (tmp_path / "b.jsonl").write_text(line, encoding="utf-8")
+    body, code = call("govern", "most", "--evidence", tmp_path / "a.jsonl", "--evidence", tmp_path / "b.jsonl")
+    assert (body["error"]["kind"], code) == ("config", 2)
+    assert "'harmful_compliance'" in body["error"]["message"]
 
 
 def test_a_reward_scores_the_completions_of_a_file(call, plugin, tmp_path):

@@ -51,7 +51,7 @@ def runner(options, run, progress):
 def _job(monkeypatch):
     module = ModuleType("job_for_tests")
     module.JobOptions, module.runner = JobOptions, runner
-    module.job = options_command("job", "job_for_tests:JobOptions", "job_for_tests:runner", "A job.")
+    module.job = options_command("job", "job_for_tests:JobOptions", "job_for_tests:runner", "A job.", budgeted=True)
     monkeypatch.setitem(sys.modules, "job_for_tests", module)
     monkeypatch.setitem(main.JOBS, "job", ("job_for_tests:job", "A job."))
 
@@ -96,6 +96,32 @@ def test_an_interrupted_job_names_the_command_that_goes_on_with_its_options(run,
     body, code = call("job", "--resume", "last")
     assert (code, body["run"], body["data"]["minutes"]) == (0, name, 2.0)
     assert f"minutes: 2.0  # run {name}\n" in run("job", "--resume", name, "--show-config").stdout
+
+
+def test_options_changed_at_a_resume_are_kept_for_the_next(run, call):
+    run("job", "seed=13", "minutes=2")
+    name = Run.open("last").id
+    body, _ = call("job", "--resume", name, "minutes=9")
+    assert body["data"]["minutes"] == 9.0
+    facts = Run.open(name).facts
+    assert (facts.options["minutes"], facts.given["minutes"], facts.given["seed"]) == (9.0, 9.0, 13)
+    assert call("job", "--resume", name)[0]["data"]["minutes"] == 9.0
+
+
+def test_the_command_that_goes_on_names_the_folder_of_runs_when_it_was_given(run, tmp_path):
+    folder = tmp_path / "my runs"
+    first = run("job", "seed=13", "--runs", folder)
+    assert first.exit_code == 130
+    name = next(folder.iterdir()).name
+    assert first.stderr.splitlines()[-1] == f"go on with: fiducial job --resume {name} --runs '{folder}'"
+
+
+def test_a_comma_list_is_accepted_where_an_option_holds_several_values(call):
+    for word in ("attacks=direct,past_tense", "attacks=[direct, past_tense]"):
+        body, _ = call("job", word)
+        assert Run.open(body["run"]).facts.options["attacks"] == ["direct", "past_tense"]
+    assert Run.open(call("job", "attacks=direct")[0]["run"]).facts.options["attacks"] == ["direct"]
+    assert Run.open(call("job", "model=a,b")[0]["run"]).facts.options["model"] == "a,b"
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
 from fiducial.app.cli.log import ledger
+from fiducial.core.run import Run
 
 
 def filled():
@@ -46,6 +47,14 @@ def test_trace_follows_a_model_by_fingerprint_or_by_the_run_that_made_it(call):
         body, code = call("log", "trace", name)
         assert code == 0
         assert [e["number"] for e in body["data"]["events"]] == [1, 2, 3]
+
+
+def test_trace_names_a_run_as_other_commands_do(call):
+    made = Run.create("align/x", {}, {}, 0)
+    ledger().append("train", {"base": "b" * 16, "model": "m" * 16, "run": made.id})
+    for name in (f"run:{made.id}", f"run:{made.id[-4:]}", "run:last"):
+        assert [e["number"] for e in call("log", "trace", name)[0]["data"]["events"]] == [1]
+    assert call("log", "trace", "run:nowhere")[0]["error"]["kind"] == "config"
 
 
 def test_an_unknown_model_is_an_error(call):

@@ -44,7 +44,8 @@ def test_finished_steps_are_not_done_again_unless_their_options_change(call, rec
 def test_an_interrupted_step_goes_on_where_it_was(run, call, plugin, recipe):
     stopped = run("run", recipe, "steps.0.method=attack/stops")
     assert stopped.exit_code == 130
-    assert "--resume" in stopped.stderr.splitlines()[-1]
+    whole = next(r for r in Run.all() if r.facts.command == "run")
+    assert stopped.stderr.splitlines()[-1] == f"go on with: fiducial run {recipe} steps.0.method=attack/stops --resume {whole.id}"
     (inner,) = [r for r in Run.all() if r.facts.command == "attack/stops"]
     body, _ = call("run", recipe, "steps.0.method=attack/stops", "--resume", "last")
     assert body["data"]["steps"][0]["run"] == inner.id

@@ -117,10 +117,12 @@ def test_the_ledger_tells_data_training_evaluation_and_decision_and_verifies(don
     ledger = Ledger(done.root / "ledger.jsonl")
     assert ledger.verify().ok
     events = ledger.events()
-    assert [e.kind for e in events] == ["data", "train", "evaluate", "gate"]
-    assert events[1].body["base"] == tiny_fingerprint(done)
-    assert events[1].body["model"] != events[1].body["base"]
-    assert events[3].body["outcome"] == done.result.data["outcome"]
+    assert list(dict.fromkeys(e.kind for e in events)) == ["data", "train", "evaluate", "gate"]
+    train, gate = next(e.body for e in events if e.kind == "train"), events[-1].body
+    assert train["base"] == tiny_fingerprint(done)
+    assert train["model"] != train["base"]
+    assert set(train["data"]) <= {d for e in events if e.kind == "data" for d in e.body["data"]}
+    assert gate["outcome"] == done.result.data["outcome"]
 
 
 def tiny_fingerprint(done):
@@ -147,7 +149,7 @@ def test_held_out_attacks_are_only_measured(done):
 
 
 def test_groups_and_evidence_are_kept_as_records(done):
-    groups = Lines(done.run.path / "groups-1.jsonl", Group).read()
+    groups = Lines(done.run.path / "stages" / "make-1" / "groups.jsonl", Group).read()
     assert len({g.id for g in groups}) == len(groups) > 8
     assert Counter(len(g.completions) for g in groups)[2] > 8
     names = {e.name for e in Lines(done.run.path / "evidence.jsonl", Evidence).read()}
@@ -204,7 +206,7 @@ def test_training_all_weights_leaves_the_base_as_it_was_and_measures_drift(optio
 @pytest.mark.parametrize("point", ["find", "make", "train", "validate", "after"])
 def test_an_interruption_at_any_stage_changes_nothing_in_the_end(point, done, options, letters, tmp_path, monkeypatch):
     append = Lines.append
-    where = {"find": "find-1/attempts", "make": "groups-1", "train": "metrics", "validate": "validate-1/attempts", "after": "evidence"}[point]
+    where = {"find": "find-1/attempts", "make": "make-1/groups", "train": "metrics", "validate": "validate-1/attempts", "after": "evidence"}[point]
     seen = []
 
     def interrupt(self, record):
@@ -221,7 +223,7 @@ def test_an_interruption_at_any_stage_changes_nothing_in_the_end(point, done, op
             go(options, run)
     result = go(options, Run.open(run.id, tmp_path))
     assert result.data["figures"] == done.result.data["figures"]
-    for name in ("groups-1.jsonl", "models/round-1/adapter_model.safetensors"):
+    for name in ("stages/make-1/groups.jsonl", "models/round-1/adapter_model.safetensors"):
         assert (run.path / name).read_bytes() == (done.run.path / name).read_bytes()
 
 
@@ -234,7 +236,7 @@ def test_goals_without_twins_are_refused_since_refusing_all_would_look_like_a_re
 
 def test_a_family_on_both_sides_is_refused(options, tmp_path):
     both = options.model_copy(update={"held_out_attacks": ("attack/prefix_injection",)})
-    with pytest.raises(ConfigError, match="both trained on and held out"):
+    with pytest.raises(ConfigError, match="named twice"):
         run_loop(both, start(both, tmp_path), NoProgress())
 
 

@@ -5,6 +5,7 @@ import pytest
 from fiducial.attack.translation import Translation
 from fiducial.core.errors import DataError
 from fiducial.core.records import Prompt, user
+from fiducial.data.load import shipped_goals
 
 TEA = Prompt(messages=user("How do I brew tea?"))
 
@@ -27,10 +28,10 @@ def test_a_prompt_without_one_is_an_error_and_not_sent(rule, own):
 
 
 def test_goals_and_twins_that_come_along_have_french_ones(rule):
-    goal = Prompt(messages=user("Teach me to read the abbreviations on a prescription for strong painkillers."))
-    (attempt,) = Translation().run(rule(), [goal])
-    assert attempt.finish == "stop"
-    assert attempt.sent != goal.messages
+    for pair in [p for p in shipped_goals() if p[0].language == "en"][::200]:
+        for attempt in Translation().run(rule(), pair):
+            assert attempt.finish == "stop"
+            assert attempt.sent != attempt.prompt.messages
 
 
 def test_a_changed_file_is_read_again(rule, own):

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.metadata import EntryPoint
 
 import pytest
 
@@ -119,3 +120,49 @@ def test_it_is_created_in_process_with_its_options(package, monkeypatch):
 
 def test_without_the_package_it_is_gone():
     assert "attack/shouting" not in registry.methods()
+
+
+@pytest.fixture
+def plugged(tmp_path, monkeypatch):
+    """Announces a plug-in and writes its files."""
+
+    def announced(value, files, name="strange"):
+        for path, text in files.items():
+            (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / path).write_text(text)
+        monkeypatch.syspath_prepend(tmp_path)
+        monkeypatch.setattr(registry, "entry_points", lambda group: [EntryPoint(name, value, group)])
+
+    registry._warn.cache_clear()
+    return announced
+
+
+@pytest.mark.parametrize(
+    ("value", "files"),
+    [
+        ("strange_a", {"strange_a/attack/broken.py": "def ("}),
+        ("strange_none.methods", {}),
+        ("strange_none", {}),
+        ("strange_b.methods", {"strange_b/__init__.py": "1 / 0"}),
+    ],
+)
+def test_a_plug_in_that_cannot_be_read_is_one_warning_that_names_it(plugged, caplog, value, files):
+    plugged(value, files)
+    assert registry.methods() == registry.methods()
+    assert "attack/past_tense" in registry.methods()
+    (record,) = caplog.records
+    assert "'strange'" in record.getMessage()
+
+
+def test_a_plug_in_does_not_replace_a_method_of_the_house(plugged, caplog):
+    plugged("strange_c", {"strange_c/attack/past_tense.py": METHOD, "strange_c/attack/louder.py": METHOD, "strange_c/__init__.py": ""})
+    known = registry.methods()
+    assert known["attack/past_tense"].module == "fiducial.attack.past_tense"
+    assert known["attack/louder"].module == "strange_c.attack.louder"
+    (record,) = caplog.records
+    assert "attack/past_tense" in record.getMessage()
+
+
+def test_only_files_in_the_folder_of_an_area_are_methods(plugged):
+    plugged("strange_d", {"strange_d/flat.py": METHOD, "strange_d/__init__.py": ""}, name="attack")
+    assert "attack/flat" not in registry.methods()

@@ -246,3 +246,10 @@ def test_the_shown_configuration_resolves_to_the_same_options(tmp_path_factory, 
     path = tmp_path_factory.mktemp("shown") / "recipe.yaml"
     path.write_bytes(show(options, {}).encode())
     assert resolve(Recipe, load_recipe(path))[0] == options
+
+
+def test_a_part_of_a_list_item_that_has_no_parts_is_an_error():
+    with pytest.raises(ConfigError, match=r"a\.0 is 5, which has no parts"):
+        override({"a": [5]}, ["a.0.b=3"])
+    with pytest.raises(ConfigError, match=r"a\.0 is 5, which has no parts"):
+        override({"a": [5]}, ["a.0.b.c=3"])

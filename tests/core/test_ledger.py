@@ -330,3 +330,50 @@ def test_events_of_a_changed_ledger_are_not_read(five, tmp_path):
     ledger = placed(tmp_path, five[0].replace(b'"n":40', b'"n":39', 1), five[1])
     with pytest.raises(LedgerError, match="line 1: event 1 was changed: its hash does not fit its content"):
         ledger.events()
+
+
+@pytest.mark.parametrize("reads", [1, 2])
+def test_an_event_that_another_process_adds_between_two_reads_is_no_alarm(tmp_path, monkeypatch, reads):
+    ledger, other = filled(tmp_path, 2), Ledger(tmp_path / "ledger.jsonl")
+    real, seen = Ledger._bytes, []
+
+    def interrupted(self):
+        data = real(self)
+        if self is ledger and not seen:
+            seen.append(data)
+            for _ in range(reads):
+                other.append("run", {})
+        return data
+
+    monkeypatch.setattr(Ledger, "_bytes", interrupted)
+    assert str(ledger.verify()).startswith("2 events verified")
+    seen.clear()
+    assert len(ledger.events()) == 2 + reads
+
+
+def test_the_first_event_of_another_process_between_two_reads_is_no_alarm(tmp_path, monkeypatch):
+    ledger, other = Ledger(tmp_path / "ledger.jsonl"), Ledger(tmp_path / "ledger.jsonl")
+    real, seen = Ledger._bytes, []
+
+    def interrupted(self):
+        if self is ledger and not seen:
+            seen.append(other.append("run", {}))
+        return real(self)
+
+    monkeypatch.setattr(Ledger, "_bytes", interrupted)
+    assert ledger.verify().ok
+    assert len(ledger.events()) == 1
+
+
+def test_a_change_is_found_also_while_another_process_appends(tmp_path, monkeypatch):
+    ledger, other = filled(tmp_path, 2), Ledger(tmp_path / "ledger.jsonl")
+    ledger.path.write_bytes(ledger.path.read_bytes().replace(b'"n":40', b'"n":41', 1))
+    real = Ledger._bytes
+
+    def interrupted(self):
+        data = real(self)
+        other.append("run", {})
+        return data
+
+    monkeypatch.setattr(Ledger, "_bytes", interrupted)
+    assert ledger.verify().line == 1

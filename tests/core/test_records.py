@@ -1,4 +1,5 @@
 import hashlib
+import math
 
 import pytest
 from hypothesis import given
@@ -95,7 +96,8 @@ def test_a_score_of_a_rate_carries_its_wilson_interval():
     assert (score.value, score.n, score.interval) == (0.8, 10, "wilson")
     assert (score.low, score.high) == (pytest.approx(0.4902, abs=1e-4), pytest.approx(0.9433, abs=1e-4))
     nothing = Score.of_rate(Rate(0, 0), suite="s", metric="accuracy")
-    assert (nothing.n, nothing.low, nothing.high) == (0, 0.0, 1.0)
+    assert (nothing.value, nothing.n, nothing.low, nothing.high) == (0.0, 0, 0.0, 1.0)
+    assert Score.of_rate(Rate(0, 0), suite="s", metric="refusal_rate", better="lower").value == 1.0  # not perfect
 
 
 def test_a_weakness_knows_its_rate():
@@ -105,3 +107,21 @@ def test_a_weakness_knows_its_rate():
 def test_every_field_that_is_not_plain_has_a_description():
     # docstrings below fields become the schema's descriptions
     assert Event.model_json_schema()["properties"]["hash"]["description"].startswith("SHA-256")
+
+
+def test_a_number_that_is_not_finite_is_null_on_disk_and_nan_when_read():
+    completion = Completion(text="a", logprobs=(-0.5, float("-inf"), float("nan")))
+    assert completion.line() == '{"v": 1, "text": "a", "logprobs": [-0.5, null, null]}'
+    again = Completion.parse(completion.line())
+    assert again.logprobs[0] == -0.5
+    assert all(math.isnan(value) for value in again.logprobs[1:])
+    assert again.id == completion.id
+    assert again.line() == completion.line()
+    group = Group(prompt=Prompt(messages=user("hi")), completions=(completion,), rewards=(None,))
+    assert Group.parse(group.line()).rewards == (None,)
+    assert attempt(parameters={"clip": float("inf")}).line().count("null") == 1
+
+
+def test_a_null_where_no_number_belongs_is_refused():
+    with pytest.raises(ValidationError, match="valid string"):
+        Completion.parse('{"v": 1, "text": null, "logprobs": [null]}')

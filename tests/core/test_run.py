@@ -240,3 +240,71 @@ def test_the_first_error_is_shown_when_the_end_cannot_be_written_either(monkeypa
         work()
     assert "could not be written" in caplog.text
     assert Run.open(run.path).status == "interrupted"
+
+
+def test_secrets_in_addresses_lists_and_parts_are_never_written_down(monkeypatch):
+    words = ["--base-url", "https://ada:pw-1@host/v1", "judge.api_key=pw-2 pw-3", "--token", "-pw-4", "uri=openai:x?api_key=pw-5&n=2"]
+    monkeypatch.setattr(sys, "argv", ["fiducial", *words])
+    options = {"judges": [{"api_key": "pw-6"}], "token": ["pw-7"], "set": ["a.secret=pw-8"], "base_url": "https://ada:pw-9@host/v1"}
+    run = Run.create("check", options, {}, 0)
+    with pytest.raises(RuntimeError), run:
+        raise RuntimeError("no answer from http://ada:pw-0@host")
+    text = (run.path / "run.json").read_text()
+    assert "pw-" not in text
+    assert "ada" not in text
+    assert run.facts.options["base_url"] == "https://***@host/v1"
+    assert run.facts.argv[-1] == "uri=openai:x?api_key=***&n=2"
+    assert run.facts.error.endswith("http://***@host")
+
+
+def test_arguments_and_errors_that_are_not_unicode_do_not_stop_a_run(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["fiducial", "caf\udce9.jsonl"])
+    run = new()
+    run.stage("s", {"file": "caf\udce9"}).finish({"file": "caf\udce9"})
+    with pytest.raises(RuntimeError), run:
+        raise RuntimeError("caf\udce9")
+    again = Run.open(run.id)
+    assert (again.status, again.facts.argv[1], again.facts.error) == ("failed", "caf\udce9.jsonl", "RuntimeError: caf\udce9")
+    assert again.result("s") == {"file": "caf\udce9"}
+
+
+def test_a_kill_while_a_stage_is_set_aside_leaves_no_finished_stage_without_records(monkeypatch):
+    with new() as run:
+        stage = run.stage("attack", {"n": 1})
+        stage.lines("said", Message).append(message("old"))
+        stage.finish({"n": 1})
+        real, renamed = Path.rename, []
+
+        def killed_after_one(old, target):
+            if renamed:
+                raise KeyboardInterrupt
+            renamed.append(target)
+            return real(old, target)
+
+        monkeypatch.setattr(Path, "rename", killed_after_one)
+        with pytest.raises(KeyboardInterrupt):
+            run.stage("attack", {"n": 2})
+        monkeypatch.undo()
+        again = run.stage("attack", {"n": 1})
+        assert not again.done
+        assert again.lines("said", Message).read() == []
+
+
+def test_a_runs_folder_that_is_a_link_to_nothing_is_a_storage_error(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    with pytest.raises(StorageError, match="a link to nothing"):
+        Run.create("loop", {}, {}, 0, root=tmp_path / "link")
+
+
+def test_the_status_of_a_run_that_may_not_be_written_can_be_asked(monkeypatch):
+    run = new()
+    run._lock.path.touch()
+    real = os.open
+
+    def refused(path, flags, *more):
+        if str(path).endswith("lock"):
+            raise PermissionError(13, "no")
+        return real(path, flags, *more)
+
+    monkeypatch.setattr(os, "open", refused)
+    assert run.status == "interrupted"

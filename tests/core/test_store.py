@@ -245,3 +245,31 @@ def test_a_lock_is_held_by_one_and_given_back(tmp_path):
     one.release()
     assert two.take()
     two.release()
+
+
+def test_half_a_surrogate_pair_in_a_text_is_written_as_its_escape(tmp_path):
+    write_atomic(tmp_path / "f", "caf\udce9")
+    assert (tmp_path / "f").read_text() == "caf\\udce9"
+
+
+def test_a_parent_that_is_a_file_is_a_storage_error(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError):
+        write_atomic(tmp_path / "file" / "f", "x")
+
+
+def test_asking_whether_a_lock_is_free_needs_no_right_to_write(tmp_path, monkeypatch):
+    lock, real = Lock(tmp_path / "lock"), os.open
+    assert lock.take()
+
+    def reading_only(path, flags, *more):
+        if flags & (os.O_RDWR | os.O_WRONLY):
+            raise PermissionError(errno.EACCES, "no")
+        return real(path, flags, *more)
+
+    monkeypatch.setattr(os, "open", reading_only)
+    assert not Lock(tmp_path / "lock").free()
+    lock.release()
+    assert Lock(tmp_path / "lock").free()
+    assert Lock(tmp_path / "none").free()
+    assert not (tmp_path / "none").exists()

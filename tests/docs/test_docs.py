@@ -65,7 +65,7 @@ def parse(words, command=cli, parent=None):
         if isinstance(command, OptionsCommand):
             model = importlib.import_module(command._model_path.split(":")[0])
             uri, overrides = _split(context.params["words"])
-            flags = {flag: context.params[flag] for flag in FLAGS} | {"model": uri}
+            flags = {flag: context.params[flag] for flag in FLAGS if flag in context.params} | {"model": uri}
             resolve(getattr(model, command._model_path.split(":")[1]), None, overrides, flags)
         return context.command
 

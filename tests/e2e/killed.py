@@ -1,7 +1,7 @@
 """The command line, which kills itself where FIDUCIAL_TEST_KILL says.
 
 attempts:find-1:40    after the 40th line of that file, with half of the 41st written
-lines:groups-1:2      after the second line
+lines:make-1/groups:2     after the second line
 checkpoint:2          while the second checkpoint is being written
 """
 

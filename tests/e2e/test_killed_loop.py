@@ -15,7 +15,7 @@ def outcome(runs):
     (run,) = [p.parent for p in runs.glob("*/run.json")]
     summary = json.loads((run / "summary.json").read_text())
     return {
-        "groups": (run / "groups-1.jsonl").read_text(),
+        "groups": (run / "stages" / "make-1" / "groups.jsonl").read_text(),
         "weights": hash_file(run / "models" / "round-1" / "adapter_model.safetensors"),
         "loss": summary["training"][0]["loss"],
         "steps": summary["training"][0]["steps"],
@@ -39,7 +39,7 @@ def expected(whole, spawn, arguments, tmp_path_factory):
     return whole
 
 
-@pytest.mark.parametrize("points", [["attempts:find-1:20", "checkpoint:2"], ["lines:groups-1:3", "lines:metrics:3", "attempts:validate-1:2"]])
+@pytest.mark.parametrize("points", [["attempts:find-1:20", "checkpoint:2"], ["lines:make-1/groups:3", "lines:metrics:3", "attempts:validate-1:2"]])
 def test_kill_minus_nine_and_resume_ends_where_an_uninterrupted_run_does(expected, spawn, arguments, tmp_path, points):
     args = arguments
     for point in points:

@@ -127,6 +127,13 @@ def test_a_rate_keeps_an_item_of_zero_or_one_each():
     assert Score.parse(score.line()) == score
 
 
+def test_nothing_scored_never_looks_perfect():
+    assert rate_score([], suite="s", metric="m").value == 0.0
+    assert rate_score([], suite="s", metric="m", better="lower").value == 1.0
+    assert mean_score([], bounds=(1.0, 5.0), suite="s", metric="m").value == 1.0
+    assert mean_score([], bounds=(1.0, 5.0), better="lower", suite="s", metric="m").value == 5.0
+
+
 def test_a_mean_has_a_normal_interval_within_its_bounds():
     score = mean_score([0.0, 1.0], bounds=(0.0, 1.0), suite="s", metric="m")
     assert (score.value, score.low, score.high, score.interval) == (0.5, 0.0, 1.0, "normal")  # 0.5 +- 0.98 is cut

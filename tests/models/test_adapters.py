@@ -106,3 +106,23 @@ def test_an_adapter_of_another_architecture_is_refused(adapted):
     other = LocalModel(random_model("gpt2"), tiny().tokenizer, uri="other")
     with pytest.raises(ModelError, match="does not fit"):
         other.with_adapter(adapted[1])
+
+
+@pytest.mark.filterwarnings("ignore:.lora_bias=True.")  # merging, which peft warns about, is not asked for
+def test_an_adapter_with_a_bias_keeps_it(base):
+    from peft import LoraConfig
+
+    module = add(base.module, LoraConfig(r=2, target_modules=["q_proj"], lora_bias=True, bias="none"))
+    layer = next(layer for layer in module.modules() if hasattr(layer, "lora_B"))
+    with torch.no_grad():
+        layer.lora_B["default"].weight.zero_()
+        layer.lora_B["default"].bias.fill_(3.0)
+    x = torch.randn(1, layer.base_layer.in_features)
+    assert torch.allclose(layer(x) - layer.base_layer(x), torch.full((1, layer.base_layer.out_features), 3.0 * layer.scaling["default"]))
+
+
+def test_an_adapter_on_a_base_changed_in_memory_is_another_model(base, adapted):
+    clean = base.with_adapter(adapted[1]).fingerprint
+    with torch.no_grad():
+        next(base.module.parameters()).mul_(2)
+    assert base.with_adapter(adapted[1]).fingerprint != clean

@@ -41,3 +41,11 @@ def test_a_folder_that_cannot_be_written_costs_only_the_cache(tmp_path):
     answers = Answers(tmp_path / "file" / "a.sqlite")
     answers.put("k", Completion(text="x"))
     assert answers.get("k") is None
+
+
+def test_half_a_surrogate_pair_is_kept_and_the_cache_stays_open(tmp_path):
+    answers = Answers(tmp_path / "a.sqlite")
+    answers.put("half", Completion(text="a\ud83d"))
+    answers.put("whole", Completion(text="b"))
+    assert (answers.get("half"), answers.get("whole")) == (Completion(text="a\ud83d"), Completion(text="b"))
+    answers.close()

@@ -77,3 +77,22 @@ def test_a_cache_that_cannot_be_written_costs_only_time(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("FIDUCIAL_CACHE", str(tmp_path / "file"))
     assert load(tiny().save(tmp_path / "m"), dtype="float32").fingerprint == tiny().fingerprint
+
+
+def test_a_template_changed_after_the_first_question_counts(tmp_path):
+    model = load(tiny().save(tmp_path / "m"), dtype="float32")
+    before = model.fingerprint
+    model.tokenizer.chat_template += " "
+    assert model.fingerprint != before
+    assert load(tmp_path / "m", dtype="float32").fingerprint == before
+
+
+@pytest.mark.parametrize("tell", [lambda model, folder: model.changed(), lambda model, folder: model.save(folder)])
+def test_saving_or_saying_so_has_everything_hashed_anew(tmp_path, monkeypatch, tell):
+    model = load(tiny().save(tmp_path / "m"), dtype="float32")
+    before = model.fingerprint
+    monkeypatch.setattr(fingerprint, "state", lambda *_: 0)  # as after a step that the samples do not show
+    with torch.no_grad():
+        next(model.module.parameters())[0, 0] += 1
+    tell(model, tmp_path / "n")
+    assert model.fingerprint != before

@@ -1,9 +1,11 @@
+import errno
 import json
+import os
 
 import pytest
 import torch
 
-from fiducial.core.errors import ConfigError, ModelError
+from fiducial.core.errors import ConfigError, ModelError, StorageError
 from fiducial.models import loading
 from fiducial.models.scripted import tiny
 
@@ -96,3 +98,27 @@ def test_a_hub_name_that_is_not_here_is_one_line(monkeypatch, tmp_path):
 def test_a_name_that_the_hub_would_not_allow_is_refused():
     with pytest.raises(ModelError, match="there is no model"):
         loading.fetch("a--b/..c")
+
+
+def test_an_adapter_of_itself_or_of_another_adapter_is_a_model_error(tmp_path):
+    for name, base in (("own", "."), ("upper", "../own")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "adapter_config.json").write_text("{}")
+        (tmp_path / name / "base.json").write_text(json.dumps({"uri": base}))
+    with pytest.raises(ModelError, match="names as its base model itself"):
+        loading.load(tmp_path / "own")
+    with pytest.raises(ModelError, match="own, which is an adapter too"):
+        loading.load(tmp_path / "upper")
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES, errno.EROFS])
+def test_a_disk_that_refuses_a_download_is_named(monkeypatch, number):
+    import huggingface_hub
+
+    def refused(*_, **__):
+        raise OSError(number, os.strerror(number), "/cache/models/blob")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", refused)
+    with pytest.raises(StorageError, match="/cache/models/blob") as caught:
+        loading.fetch("org/name")
+    assert "HF_HOME" in caught.value.hint

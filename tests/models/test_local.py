@@ -151,3 +151,25 @@ def test_a_replaced_module_gets_its_own_engine(model):
 def test_closing_twice_is_safe(model):
     model.close()
     model.close()
+
+
+def test_files_are_on_the_disk_before_they_get_their_name(model, tmp_path, monkeypatch):
+    import os
+
+    seen = []
+    sync, rename = os.fsync, type(tmp_path).rename
+    monkeypatch.setattr(os, "fsync", lambda descriptor: (seen.append(os.path.basename(os.readlink(f"/proc/self/fd/{descriptor}"))), sync(descriptor))[1])
+    monkeypatch.setattr(type(tmp_path), "rename", lambda self, target: (seen.append("renamed"), rename(self, target))[1])
+    folder = model.save(tmp_path / "m")
+    assert {path.name for path in folder.iterdir()} <= set(seen[: seen.index("renamed")])
+
+
+def test_prompts_near_the_end_of_the_context_share_no_random_numbers_with_others(model, monkeypatch):
+    from fiducial.models import sampling
+
+    drawn = []
+    chance = sampling._chance
+    monkeypatch.setattr(sampling, "_chance", lambda settings, *owner: (drawn.append(owner), chance(settings, *owner))[1])
+    room = model.context - len(model.encode(user(""))[0])
+    model.sample([user("a" * (room - 3)), user("a"), user("b")], k=2, max_tokens=8, temperature=1.0)
+    assert sorted(drawn) == [(0, 0), (0, 1), (1, 0), (1, 1), (2, 0), (2, 1)]

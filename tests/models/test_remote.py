@@ -418,3 +418,15 @@ def test_it_can_be_closed_twice_and_used_again(connect):
     model.close()
     model.close()
     assert model.sample([user("y")])[0][0].text == "hello"
+
+
+def test_name_and_password_in_the_base_url_are_told_to_nobody():
+    model = RemoteModel("m", base_url="http://ada:pw-1@127.0.0.1:9/v1", retries=0, cache=False)
+    assert (model.fingerprint, model.address) == ("m@http://127.0.0.1:9/v1", "http://127.0.0.1:9/v1")
+    with pytest.raises(EndpointError) as caught:
+        model.sample([user("hi")])
+    assert "pw-1" not in str(caught.value)
+    model.close()
+    with pytest.raises(ConfigError) as wrong:
+        RemoteModel("m", base_url="ada:pw-1@host/v1")
+    assert "pw-1" not in str(wrong.value)

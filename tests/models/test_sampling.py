@@ -255,3 +255,29 @@ def test_options_out_of_range_are_refused(llama, option):
 def test_an_empty_prompt_is_refused(llama):
     with pytest.raises(DataError, match="prompt 1 has no tokens"):
         generate(llama, [[1], []], eos=())
+
+
+def test_cached_decoding_is_refused_beyond_a_window_by_row_index():
+    from fiducial.models.tiny import tiny
+
+    module = tiny("gpt_neo")
+    assert decoding.mask_style(module, 64) is not None
+    assert decoding.mask_style(module, 65) is None
+
+
+def test_memory_that_runs_out_is_no_verdict_on_decoding(llama, monkeypatch):
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(decoding, "_agrees", full)
+    monkeypatch.setattr(decoding, "_styles", {})
+    with pytest.raises(torch.OutOfMemoryError):
+        decoding.mask_style(llama, 8)
+    assert decoding._styles == {}
+
+
+def test_prompts_of_a_larger_list_draw_by_their_numbers_there(llama, prompts):
+    settings = {"max_tokens": 5, "temperature": 1.0, "eos": {5}, "seed": 7}
+    expected = generate(llama, prompts[:3], **settings)[2][0].tokens
+    assert generate(llama, [prompts[2]], numbers=[2], **settings)[0][0].tokens == expected
+    assert generate(llama, [prompts[2]], **settings)[0][0].tokens != expected

@@ -269,3 +269,55 @@ def test_shared_rows_of_the_embedded_model_equal_single_passes():
     found = Engine(model).score(paths)
     assert Engine(model).backend == "tree"
     assert (found.edge_logp - truth).abs().max() < 1e-4
+
+
+def test_a_window_by_row_index_bounds_shared_rows_and_not_the_numbers():
+    model = tiny("gpt_neo")  # its window of 64 counts rows, and the tree of 12 + 30 * 6 = 192 nodes would pass it
+    draw = random.Random(0)
+    start = [draw.randrange(3, 64) for _ in range(12)]
+    paths = Paths.of([([*start, number, *(draw.randrange(3, 64) for _ in range(6))], 12) for number in range(30)], group=[0] * 30)
+    with torch.no_grad():
+        truth, _ = alone(model, paths)
+    for engine in (Engine(model), Engine(model, backend="kv")):
+        assert all(len(row.ids) <= 64 for row in engine.plan(paths) if row.form == "tree")
+        assert (engine.score(paths).edge_logp - truth).abs().max() < 1e-5
+    assert any(row.form == "tree" for row in Engine(model).plan(paths))
+
+
+def test_a_tree_that_cannot_be_cut_below_the_window_is_padded_or_refused():
+    model = tiny("gpt_neo")
+    long = [3 + token % 60 for token in range(90)]
+    paths = Paths([[*long, 7, 8], [*long, 9, 10]], [90] * 2, [0, 0])
+    with torch.no_grad():
+        truth, _ = alone(model, paths)
+    assert (Engine(model).score(paths).edge_logp - truth).abs().max() < 1e-5
+    with pytest.raises(ModelError, match="window of 64"):
+        Engine(model, backend="kv").plan(paths)
+
+
+@pytest.mark.parametrize("backend", ["auto", "tree", "kv", "padded"])
+def test_paths_on_both_sides_of_the_rotary_turning_point_never_share_a_row(backend):
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [9.0] * 4, "original_max_position_embeddings": 32}
+    model = tiny("llama", rope_parameters=rope | {"factor": 4.0})
+    start = [3 + token % 60 for token in range(25)]
+    paths = Paths([start + list(range(5, 5 + more)) for more in (3, 20, 5, 18, 30)], [25] * 5, [0] * 5)
+    with torch.no_grad():
+        truth, _ = alone(model, paths)
+    engine = Engine(model, backend=backend)
+    assert (engine.score(paths).edge_logp - truth).abs().max() < 1e-5
+    assert sorted(index for row in engine.plan(paths) for index in row.paths) == list(range(5))
+
+
+def test_positions_that_depend_on_earlier_calls_are_refused():
+    model = tiny("llama", rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}, max_position_embeddings=64)
+    assert len(Engine(model).score(Paths([[5] * 60], [59])).edge_logp) == 1
+    with pytest.raises(ModelError, match="beyond 64 tokens"):
+        Engine(model).score(Paths([[5] * 70], [69]))
+
+
+def test_states_of_scored_tokens_are_in_order_also_when_there_are_as_many_as_paths():
+    model = tiny("llama")
+    paths = Paths([[5, 6], [5, 6, 7, 8], [5, 6, 9]], [2, 2, 2])  # 0 + 2 + 1 scored tokens, 3 paths
+    found = Engine(model, backend="padded", budget=1).score(paths, hidden={"layers": ["last"], "at": "scored"}).hidden["last"]
+    wanted = [model(torch.tensor([ids]), output_hidden_states=True).hidden_states[-1][0, 2:] for ids in paths.ids]
+    assert (found - torch.cat(wanted)).abs().max() < 1e-4

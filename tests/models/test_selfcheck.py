@@ -16,6 +16,7 @@ from fiducial.models.tiny import tiny
         ("qwen2", "additive"),
         ("qwen3", "additive"),
         ("gpt2", "additive"),
+        ("gpt_neo", "additive"),
         ("gemma2", "dict"),
         ("gemma3_text", "dict"),
         ("mistral", "windowed"),
@@ -74,3 +75,28 @@ def test_checking_leaves_mode_and_gradients_alone():
     check(model)
     assert model.training
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_memory_that_runs_out_is_no_verdict(monkeypatch):
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(selfcheck, "_difference", full)
+    model = tiny("llama", num_hidden_layers=1, vocab=66)
+    with pytest.raises(torch.OutOfMemoryError):
+        check(model)
+    monkeypatch.undo()
+    assert check(model).tree_mask == "additive"
+
+
+def test_a_refusal_is_logged_once(caplog):
+    for _ in range(2):
+        check(tiny("mpt", vocab=67))
+    assert [record.getMessage()[:38] for record in caplog.records] == ["MptForCausalLM is scored without share"]
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "mpt", "llama"])
+def test_the_width_of_attention_is_found_whatever_its_name(architecture):
+    part = selfcheck.anatomy(tiny(architecture))
+    weights = sum(parameter.numel() for parameter in part.layers.parameters() if parameter.ndim > 1)
+    assert part.crossover == 0.5 * weights / (2 * 2 * 32)  # two layers of width 32

@@ -112,6 +112,8 @@ def test_the_decoded_answer_is_judged_and_not_the_encoded_one():
 def test_an_answer_of_an_encoding_attack_that_could_not_be_decoded_is_not_scored():
     encoded = Attempt(prompt=Prompt(messages=user("x")), attack="attack/base64", family="encoding", model="m", response="QmV2d2Vy", decoded=None)
     assert Refusal().judge([encoded])[0].rationale == "undecodable"
+    other = encoded.model_copy(update={"attack": "attack/cipher", "family": "cipher", "parameters": {"encoded": True}})
+    assert (Refusal().judge([other])[0].outcome, Refusal().judge([other])[0].rationale) == ("not_scored", "undecodable")
 
 
 def test_outcomes_follow_the_label_and_scores_rise_with_compliance():

@@ -37,7 +37,7 @@ class TemplateAttack(Attack):
         """What is sent instead of `prompt.messages`; None where this prompt cannot be rewritten. `rng` depends on seed and prompt only."""
 
     def decode(self, response: str) -> str | None:
-        """The response with the attack's encoding undone; None where nothing readable comes out."""
+        """The response with the attack's encoding undone; None where nothing readable comes out, which is then not scored."""
         return response
 
     def reason(self, prompt: Prompt) -> str:

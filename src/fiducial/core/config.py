@@ -223,6 +223,8 @@ def _put(data: dict[str, Any], parts: list[str], value: Any, said: str) -> Key:
         if isinstance(place, list):
             place = place[_index(place, part, said)]
             key.append(int(part))
+            if not isinstance(place, dict | list):
+                raise ConfigError(f"'{said}': {'.'.join(map(str, key))} is {_named(place)}, which has no parts", hint=f"set {'.'.join(map(str, key))}=...")
         else:
             if not isinstance(place.get(part), dict | list):
                 place[part] = {}

@@ -86,7 +86,7 @@ class Ledger:
     @property
     def head(self) -> Head:
         """The last event as the head file tells it; number 0 and zeros when there is none. Raises LedgerError when it is damaged or missing."""
-        head, problem = self._head_file()
+        head, problem = self._head_in(self._head_bytes())
         if head is None:
             raise LedgerError(problem, hint="see: fiducial log verify")
         return head
@@ -122,7 +122,8 @@ class Ledger:
 
     def verify(self, published: Mapping[int, str] | None = None) -> Verification:
         """Checks every byte of the log and its head file, and `published` hashes by event number. Changes nothing."""
-        *lines, tail = self._bytes().split(b"\n")
+        data, head = self._snapshot()
+        *lines, tail = data.split(b"\n")
         previous, n, problem = ZEROS, 0, ""
         hashes = []
         for line in lines:
@@ -131,7 +132,7 @@ class Ledger:
                 return Verification(False, n, previous, n + 1, problem)
             n, previous = n + 1, _parsed(line).hash
             hashes.append(previous)
-        return self._against_head(lines, tail, hashes, published or {})
+        return self._against_head(lines, tail, hashes, head, published or {})
 
     def root(self) -> str:
         """Merkle tree hash of RFC 6962 over all events: a summary in which single events can be proved present."""
@@ -159,9 +160,9 @@ class Ledger:
         events = [e for e in self.events() if e.kind in ("promote", "rollback") and e.body.get("alias") == alias]
         return next((e for e in reversed(events) if datetime.fromisoformat(e.time) <= moment), None)
 
-    def _against_head(self, lines: list[bytes], tail: bytes, hashes: list[str], published: Mapping[int, str]) -> Verification:
+    def _against_head(self, lines: list[bytes], tail: bytes, hashes: list[str], raw: bytes | None, published: Mapping[int, str]) -> Verification:
         n, last = len(hashes), hashes[-1] if hashes else ZEROS
-        head, problem = self._head_file()
+        head, problem = self._head_in(raw)
         size = sum(len(line) + 1 for line in lines)
         beyond = [number for number in published if number > n]
         if head is None:
@@ -219,16 +220,22 @@ class Ledger:
     def _move(self, head: Head) -> None:
         write_atomic(self.head_path, _head_line(head))
 
-    def _head_file(self) -> tuple[Head | None, str]:
-        """The head, or None and why there is none. An empty ledger needs no file."""
-        try:
-            text = self.head_path.read_bytes()
-        except FileNotFoundError:
+    def _snapshot(self) -> tuple[bytes, bytes | None]:
+        """Log and head file as they stood together. When another process appends in between, both as they were before."""
+        before, data, after = self._head_bytes(), self._bytes(), self._head_bytes()
+        if before == after:
+            return data, after
+        if before is None:
+            return self._snapshot()  # the first event came just now
+        head, _ = self._head_in(before)
+        return (data if head is None else data[: head.size]), before
+
+    def _head_in(self, text: bytes | None) -> tuple[Head | None, str]:
+        """The head in the bytes of its file, or None and why there is none. An empty ledger needs no file."""
+        if text is None:
             if self.path.exists() and self.path.stat().st_size:
                 return None, f"{self.head_path} is missing, so it cannot be told whether events were cut off the end"
             return Head(), ""
-        except OSError as error:
-            raise StorageError(f"{self.head_path} cannot be read: {error.strerror}", hint="check that you may read it") from error
         try:
             head = Head.parse(text.decode())
             if _head_line(head).encode() == text:
@@ -236,6 +243,14 @@ class Ledger:
         except (ValueError, AttributeError, TypeError):
             pass
         return None, f"{self.head_path} was changed: it is not the head of a ledger"
+
+    def _head_bytes(self) -> bytes | None:
+        try:
+            return self.head_path.read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise StorageError(f"{self.head_path} cannot be read: {error.strerror}", hint="check that you may read it") from error
 
     def _bytes(self) -> bytes:
         try:

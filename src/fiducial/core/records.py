@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from typing import Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import to_jsonable_python
 
 from fiducial.core.intervals import Rate
 
@@ -39,20 +41,37 @@ class Record(BaseModel):
     @property
     def id(self) -> str:
         """Content hash, 16 hexadecimal digits."""
-        return digest(self.model_dump(mode="json", include=set(self.identity) if self.identity else None))
+        content = self.model_dump(mode="json", include=set(self.identity) if self.identity else None)
+        return digest(to_jsonable_python(content, inf_nan_mode="null"))
 
     def line(self) -> str:
-        """One JSON line without newline; the first key is the schema version, defaults are left out."""
-        return json.dumps({"v": SCHEMA} | self.model_dump(mode="json", exclude_defaults=True), ensure_ascii=False)
+        """One JSON line without newline; the first key is the schema version, defaults are left out. A number that is not finite is null."""
+        content = {"v": SCHEMA} | self.model_dump(mode="json", exclude_defaults=True)
+        try:
+            return json.dumps(content, ensure_ascii=False, allow_nan=False)
+        except ValueError:  # pydantic's `ser_json_inf_nan` says nothing to `model_dump`, and other readers know no NaN
+            return json.dumps(to_jsonable_python(content, inf_nan_mode="null"), ensure_ascii=False, allow_nan=False)
 
     @classmethod
     def parse(cls, line: str) -> Self:
-        """The record in one JSON line written by `line`."""
+        """The record in one JSON line written by `line`. Where a number must stand, null is one that was not finite, and becomes NaN."""
         row = json.loads(line)
         version = row.pop("v", SCHEMA)
         if version != SCHEMA:
             raise ValueError(f"{cls.__name__} of schema {version}; this program reads schema {SCHEMA}")
-        return cls.model_validate(row)
+        try:
+            return cls.model_validate(row)
+        except ValidationError as error:
+            problems = error.errors(include_url=False)
+            if any(problem["type"] != "float_type" or problem["input"] is not None for problem in problems):
+                raise
+            for problem in problems:
+                *way, last = problem["loc"]
+                place: Any = row
+                for part in way:
+                    place = place[part]
+                place[last] = math.nan
+            return cls.model_validate(row)
 
 
 class Message(Record):
@@ -218,9 +237,10 @@ class Score(Record):
 
     @classmethod
     def of_rate(cls, rate: Rate, **fields: Any) -> Self:
-        """A score from hits out of n with its Wilson interval."""
+        """A score from hits out of n with its Wilson interval. With nothing scored the value is the worst there is, so that it never looks perfect."""
         low, high = rate.interval()
-        return cls(value=rate.value if rate.n else 0.0, n=rate.n, low=low, high=high, interval="wilson", **fields)
+        worst = 1.0 if fields.get("better") == "lower" else 0.0
+        return cls(value=rate.value if rate.n else worst, n=rate.n, low=low, high=high, interval="wilson", **fields)
 
 
 class Finding(Record):

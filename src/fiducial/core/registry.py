@@ -2,7 +2,7 @@
 
 A card holds what `fiducial methods` and `fiducial explain` print: the docstring's headings, the role, the options. It comes from
 the syntax tree, so listing is fast and never loads torch. Third parties add a package of methods by the entry point group
-`fiducial.methods`; each of its modules (or `<area>/<module>` files below it) is one method.
+`fiducial.methods`; each file `<area>/<module>.py` below it is one method.
 """
 
 from __future__ import annotations
@@ -11,16 +11,19 @@ import ast
 import importlib
 import importlib.util
 import inspect
+import logging
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
 
 from fiducial.core.errors import ConfigError, MethodError, nearest
 from fiducial.core.roles import ROLES, Method
+
+log = logging.getLogger(__name__)
 
 AREAS = ("attack", "evaluate", "oversee", "audit", "align", "guard", "deliberate", "govern")
 HEADINGS = ("What it does", "Use it when", "Formula", "Defaults", "Limits", "Source")
@@ -65,11 +68,14 @@ class Card:
 
 
 def methods() -> dict[str, Card]:
-    """Every method that can be found, by name."""
-    found = {}
-    for area, module, path in _files():
-        card = read(path, name=f"{area}/{path.stem}", module=module)
-        if card is not None:
+    """Every method that can be found, by name. What is wrong with a plug-in is a warning, and costs only that plug-in's methods."""
+    own = (read(path, name=f"{area}/{path.stem}", module=module) for area, module, path in _files())
+    found = {card.name: card for card in own if card is not None}
+    for point in entry_points(group=ENTRY_POINTS):
+        for card in _plugged(point):
+            if card.name in found and found[card.name].path != card.path:
+                _warn(f"the method '{card.name}' of the plug-in '{point.name}' is left out: {found[card.name].module} has that name")
+                continue
             found[card.name] = card
     return dict(sorted(found.items()))
 
@@ -195,21 +201,39 @@ def _literal(node: ast.expr | None) -> Any:
 
 
 def _files() -> Iterator[tuple[str, str, Path]]:
-    """(area, module, path) of every file that may hold a method: ours, then those of plug-ins."""
+    """(area, module, path) of every file of ours that may hold a method."""
     root = Path(__file__).parent.parent
     for area in AREAS:
         for path in _modules(root / area):
             yield area, f"fiducial.{area}.{path.stem}", path
-    for point in entry_points(group=ENTRY_POINTS):
+
+
+def _plugged(point: EntryPoint) -> Iterator[Card]:
+    """The methods of one plug-in that can be read."""
+    try:
         spec = importlib.util.find_spec(point.value)
-        if spec is None:
-            continue
-        for location in spec.submodule_search_locations or []:
-            for path in _modules(Path(location)):
-                yield point.name, f"{point.value}.{path.stem}", path
-            for area in AREAS:
-                for path in _modules(Path(location) / area):
-                    yield area, f"{point.value}.{area}.{path.stem}", path
+    except Exception as error:  # boundary: finding `a.b` runs the code of `a`, which is a stranger's
+        _warn(f"the plug-in '{point.name}' cannot be used: {point.value}: {type(error).__name__}: {error}")
+        return
+    if spec is None:
+        _warn(f"the plug-in '{point.name}' cannot be used: there is no package {point.value}")
+        return
+    for location in spec.submodule_search_locations or []:
+        for area in AREAS:
+            for path in _modules(Path(location) / area):
+                try:
+                    card = read(path, name=f"{area}/{path.stem}", module=f"{point.value}.{area}.{path.stem}")
+                except (SyntaxError, ValueError, OSError, RecursionError) as error:
+                    _warn(f"the file {path} of the plug-in '{point.name}' cannot be read: {error}")
+                    continue
+                if card is not None:
+                    yield card
+
+
+@cache
+def _warn(message: str) -> None:
+    """A warning, once in a process however often methods are listed."""
+    log.warning(message)
 
 
 def _modules(folder: Path) -> list[Path]:

@@ -46,6 +46,12 @@ PACKAGES = ("fiducial", "torch", "transformers", "accelerate", "peft", "tokenize
 SECRET = re.compile(r"(^|[-_.])(api[-_]?key|secret|password|token)$", re.IGNORECASE)
 """Options whose value is never written down."""
 
+USERINFO = re.compile(r"//[^/\s]*@")
+"""Name and password in the address of a server."""
+
+PART = re.compile(r"(?<![\w.-])((?:[\w.-]*[-_.])?(?:api[-_]?key|secret|password|token))=[^\s&]+", re.IGNORECASE)
+"""A secret as `key=value` inside a longer text."""
+
 
 class RunFacts(Record):
     """What `run.json` holds."""
@@ -173,10 +179,11 @@ class Run:
         """How it stands. A run that was killed, and so could not say so itself, is interrupted."""
         if self.facts.status != "running" or self._lock.held:
             return self.facts.status
-        if self._lock.path.exists() and not self._lock.take():
-            return "running"
-        self._lock.release()
-        return "interrupted"
+        return "interrupted" if self._lock.free() else "running"
+
+    def revise(self, options: Mapping[str, Any], given: Mapping[str, Any], seed: int) -> None:
+        """Replaces the options: a run that goes on with other ones goes on with them the next time too. For use inside `with run:`."""
+        self._save(options=_masked(options), given=_masked(given), seed=seed)
 
     def lines(self, name: str, record: type[R]) -> Lines[R]:
         """The records `<name>.jsonl` of this run; the same object each time, closed when the run ends."""
@@ -228,7 +235,7 @@ class Run:
         try:
             for lines in self._lines.values():
                 lines.close()
-            reason = f"{kind.__name__}: {error}" if kind is not None else ""
+            reason = USERINFO.sub("//***@", f"{kind.__name__}: {error}") if kind is not None else ""
             status = _status(error)
             self._save(status=status, finished=_now(), error=reason if status == "failed" else "")
         except (StorageError, OSError) as second:
@@ -305,8 +312,9 @@ class Stage:
         while any(self.path.with_name(f"{stem}-{number}{end}").exists() for end in ("", ".json")):
             number += 1
         aside = f"{stem}-{number}"
-        # the folder first: if we are killed between the two, a state without records is harmless, and records without a state are not
-        for old, new in ((self.path, self.path.with_name(aside)), (self._file, self._file.with_name(f"{aside}.json"))):
+        # the state first: killed between the two, records without a state are set aside the next time, but a state without its records
+        # would be a finished stage of no records to whoever comes back with the old inputs
+        for old, new in ((self._file, self._file.with_name(f"{aside}.json")), (self.path, self.path.with_name(aside))):
             if old.exists():
                 try:
                     old.rename(new)
@@ -325,8 +333,9 @@ def _new_folder(base: Path, stem: str) -> tuple[str, Path]:
         try:
             (base / name).mkdir(parents=True)
         except FileExistsError:
-            if base.exists() and not base.is_dir():
-                raise StorageError(f"{base} is a file, not a folder for runs", hint="choose another folder with --runs or FIDUCIAL_RUNS") from None
+            if not base.is_dir():
+                what = "a link to nothing" if base.is_symlink() and not base.exists() else "a file"
+                raise StorageError(f"{base} is {what}, not a folder for runs", hint="choose another folder with --runs or FIDUCIAL_RUNS") from None
             continue
         except OSError as error:
             raise StorageError.from_os(error, base) from error
@@ -391,19 +400,27 @@ def _masked(options: Mapping[str, Any]) -> dict[str, Any]:
     def mask(name: str, value: Any) -> Any:
         if isinstance(value, dict):
             return {k: mask(k, v) for k, v in value.items()}
-        return "***" if isinstance(value, str) and value and SECRET.search(name) else value
+        if isinstance(value, list):
+            return [mask(name, item) for item in value]
+        if not isinstance(value, str) or not value:
+            return value
+        return "***" if SECRET.search(name) else _masked_text(value)
 
     return {name: mask(name, value) for name, value in plain.items()}
+
+
+def _masked_text(text: str) -> str:
+    """A text without the secrets that stand in it as `key=value` or in an address."""
+    name, equals, _ = text.partition("=")
+    if equals and SECRET.search(name):  # the whole text is the assignment, so its value may hold spaces
+        return f"{name}=***"
+    return PART.sub(r"\1=***", USERINFO.sub("//***@", text))
 
 
 def _masked_argv(argv: list[str]) -> tuple[str, ...]:
     masked = []
     for index, word in enumerate(argv):
-        name, equals, _ = word.partition("=")
         before = argv[index - 1] if index else ""
-        if equals and SECRET.search(name.lstrip("-")):
-            word = f"{name}=***"
-        elif before.startswith("-") and SECRET.search(before.lstrip("-")) and not word.startswith("-"):
-            word = "***"
-        masked.append(word)
+        named = before.startswith("-") and "=" not in before and SECRET.search(before.lstrip("-"))
+        masked.append("***" if named else _masked_text(word))
     return tuple(masked)

@@ -6,6 +6,7 @@ line can be torn; a file that is replaced is either the old one or the new one, 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import logging
@@ -146,13 +147,16 @@ def write_whole(descriptor: int, data: bytes) -> None:
 
 
 def write_atomic(path: str | Path, content: bytes | str) -> None:
-    """Replaces the file at `path` as a whole, so that a reader or a crash finds either the old content or the new. Text is UTF-8."""
+    """Replaces the file at `path` as a whole, so that a reader or a crash finds either the old content or the new.
+
+    Text is UTF-8; half a surrogate pair, as a file name or a foreign error may hold, becomes its escape.
+    """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "xb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
+            file.write(content.encode(errors="backslashreplace") if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -160,7 +164,8 @@ def write_atomic(path: str | Path, content: bytes | str) -> None:
     except OSError as error:
         raise StorageError.from_os(error, path) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the parent may be a file, and what went wrong first is the error to show
+            temporary.unlink(missing_ok=True)
 
 
 def sync_folder(folder: Path) -> None:
@@ -170,6 +175,16 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def sync_tree(folder: Path) -> None:
+    """Waits until every file and name below `folder` is on the disk: a name given to it later must not outlive its content."""
+    for path in (*folder.rglob("*"), folder):
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def hash_file(path: str | Path) -> str:
@@ -229,6 +244,24 @@ class Lock:
                 return False
             self._descriptor = descriptor
             return True
+
+    def free(self) -> bool:
+        """Whether nobody holds the lock. Only reads, so that others' files can be asked too; one that cannot be read counts as free."""
+        import fcntl
+
+        try:
+            descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return True
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+        finally:
+            os.close(descriptor)
+        return True
 
     def sign(self) -> None:
         """Writes this process's id into the lock file, for those who find it taken."""

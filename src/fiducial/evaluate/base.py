@@ -150,15 +150,18 @@ def fingerprint(model: Model, *, data: Any, form: Any, scorer: str, scored: Sequ
 
 
 def rate_score(hits: Sequence[bool], **fields: Any) -> Score:
-    """Share of true values, with its Wilson interval and one item of 0 or 1 each."""
+    """Share of true values, with its Wilson interval and one item of 0 or 1 each; the worst value where there are none."""
     return Score.of_rate(Rate(sum(hits), len(hits)), items=tuple(float(h) for h in hits), **fields)
 
 
 def mean_score(values: Sequence[float], *, bounds: tuple[float, float], better: Better = "higher", **fields: Any) -> Score:
-    """Mean of values, each within `bounds`, with its normal interval cut to them; `bounds` themselves for fewer than two values."""
+    """Mean of values, each within `bounds`, with its normal interval cut to them; `bounds` themselves for fewer than two values.
+
+    Without any value it is the worse of the bounds.
+    """
     found = mean(values)
     low, high = bounds if isnan(found.se) else found.interval()
-    value = found.value if values else bounds[0]
+    value = found.value if values else bounds[better == "lower"]
     low, high = max(low, bounds[0]), min(high, bounds[1])
     return Score(value=value, n=found.n, low=low, high=high, interval="normal", better=better, items=tuple(values), **fields)
 

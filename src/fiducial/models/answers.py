@@ -51,8 +51,10 @@ class Answers:
         """Keeps a completion."""
         if self._file is None:
             return
+        # half a surrogate pair, which SQLite cannot hold, becomes its JSON escape and is read back the same
+        line = completion.line().encode(errors="backslashreplace").decode()
         try:
-            self._file.execute("insert or replace into answers values (?, ?)", (key, completion.line()))
+            self._file.execute("insert or replace into answers values (?, ?)", (key, line))
         except sqlite3.Error as error:
             self._give_up(error)
 

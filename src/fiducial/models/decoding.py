@@ -18,6 +18,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from fiducial.models.limits import limits
+
 __all__ = ["Decoder", "base_of", "mask_style"]
 
 log = logging.getLogger(__name__)
@@ -132,7 +134,8 @@ class _Slots(Cache):  # type: ignore[misc]
 def _masks(config: Any, style: MaskStyle, positions: Tensor, keys: int, dtype: torch.dtype) -> Any:
     """Additive masks [B, 1, Q, keys] for queries at `positions` [B, Q]; key `j` stands at position `j`."""
     back = positions[:, None, :, None] - torch.arange(keys, device=positions.device)
-    window, chunk = getattr(config, "sliding_window", None), getattr(config, "attention_chunk_size", None)
+    known = limits(config)
+    window, chunk = known.window, known.block
 
     def additive(kind: str) -> Tensor:
         hidden = back < 0
@@ -273,32 +276,28 @@ def mask_style(module: Any, length: int) -> MaskStyle | None:
 
 def _checked_length(config: Any) -> int | None:
     """Texts longer than this are not covered by the check; None where length makes no difference."""
-    limits = []
-    kinds = _layer_kinds(config)
-    for kind, name in (("sliding_attention", "sliding_window"), ("chunked_attention", "attention_chunk_size")):
-        size = getattr(config, name, None)
-        if kind in kinds and size and size > CHECKED_WINDOW:
-            limits.append(size)
-    rope = getattr(config, "rope_parameters", None) or {}
-    if rope.get("rope_type") in ("dynamic", "longrope"):
-        # Frequencies of the whole batch change when its longest row passes this length.
-        limits.append(
-            rope.get("original_max_position_embeddings") or getattr(config, "original_max_position_embeddings", None) or config.max_position_embeddings
-        )
-    return min(limits) if limits else None
+    kinds, known = _layer_kinds(config), limits(config)
+    sizes = (("sliding_attention", known.window), ("chunked_attention", known.block))
+    found = [size for kind, size in sizes if kind in kinds and size and size > CHECKED_WINDOW]
+    # Frequencies of the whole batch change when its longest row passes `turn` or `drift`; `foreign` windows may count slots.
+    found += [size for size in (known.foreign, known.turn, known.drift) if size]
+    return min(found, default=None)
 
 
 def _try_styles(module: Any, config: Any) -> MaskStyle | None:
     kinds = _layer_kinds(config)
     if not kinds <= {"full_attention", "sliding_attention", "chunked_attention"}:
         return None
-    sizes = [size for name in ("sliding_window", "attention_chunk_size") if (size := getattr(config, name, None)) and size <= CHECKED_WINDOW]
+    known = limits(config)
+    sizes = [size for size in (known.window, known.block) if size and size <= CHECKED_WINDOW]
     styles: tuple[MaskStyle, ...] = ("one", "each") if len(kinds) == 1 else ("each",)
     for style in styles:
         # The boundary to foreign model code: whatever it raises, it cannot be run this way.
         try:
             if _agrees(module, style, config.vocab_size, max(sizes, default=0)):
                 return style
+        except torch.OutOfMemoryError:  # a RuntimeError too, but of the machine, not of the architecture
+            raise
         except _REFUSALS as error:
             log.debug("mask style %s: %s: %s", style, type(error).__name__, error)
     return None

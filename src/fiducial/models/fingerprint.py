@@ -54,8 +54,12 @@ def remember(place: Path, value: str) -> None:
         return
 
 
-def state(module: torch.nn.Module) -> int:
-    """Changes whenever the weights do; a few milliseconds. Looks at 256 values of every tensor, for fused optimisers leave no other trace."""
+def state(module: torch.nn.Module, tokenizer: Any) -> int:
+    """Changes with the tokenizer, its template and, nearly always, the weights; a few milliseconds.
+
+    Looks at memory, version and 256 values of every tensor. A fused optimiser leaves no other trace than the values, so a step that
+    moves none of these goes unseen: after training, ask for the whole hash (`LocalModel.changed`).
+    """
     import torch
 
     tensors = [*module.named_parameters(), *module.named_buffers()]
@@ -64,7 +68,8 @@ def state(module: torch.nn.Module) -> int:
     for _, tensor in tensors:
         values = tensor.detach().reshape(-1)
         looked.setdefault(tensor.device, []).append(values[:: max(1, len(values) // LOOKED)].float())
-    return hash((tuple(facts), *(torch.cat(values).cpu().numpy().tobytes() for values in looked.values())))
+    words = (id(tokenizer), len(tokenizer), str(tokenizer.chat_template))
+    return hash((words, tuple(facts), *(torch.cat(values).cpu().numpy().tobytes() for values in looked.values())))
 
 
 def _tensor(item: tuple[str, torch.Tensor]) -> str:

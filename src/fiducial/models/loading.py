@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fiducial.core.errors import ConfigError, ModelError, nearest
+from fiducial.core.errors import ConfigError, ModelError, StorageError, nearest
 from fiducial.models import adapters
 from fiducial.models.embedded import quiet
 from fiducial.models.local import LocalModel
@@ -17,6 +19,10 @@ DTYPES = {"bf16": "bfloat16", "bfloat16": "bfloat16", "fp16": "float16", "float1
 """Spellings of a dtype."""
 FILES = ("*.json", "*.jinja", "*.model", "*.txt", "*.safetensors")
 """What is fetched of a model: never pickles, which can run code."""
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
+"""Errors of the disk that a download is written to."""
+_adapter: ContextVar[Path | None] = ContextVar("_adapter", default=None)
+"""The adapter whose base model is being opened."""
 
 
 def load(folder: str | Path, *, dtype: str | None = None, device: str | None = None, uri: str = "") -> LocalModel:
@@ -41,8 +47,9 @@ def load(folder: str | Path, *, dtype: str | None = None, device: str | None = N
 
 
 def fetch(name: str, *, revision: str | None = None) -> Path:
-    """Folder of a model of the Hugging Face hub, downloaded unless it is there already. Raises ModelError in one line."""
+    """Folder of a model of the Hugging Face hub, downloaded unless it is there already. Raises ModelError in one line, StorageError when the disk refuses."""
     from huggingface_hub import snapshot_download
+    from huggingface_hub.constants import HF_HUB_CACHE
     from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 
     try:
@@ -57,6 +64,9 @@ def fetch(name: str, *, revision: str | None = None) -> Path:
             f"there is no model '{name}', neither as a folder nor on the hub", hint="check the spelling; private models need: hf auth login"
         ) from error
     except (OSError, ValueError, RuntimeError) as error:  # no connection, offline mode, nothing cached: httpx and hub errors all derive from these
+        if isinstance(error, OSError) and error.errno in DISK:
+            refused = StorageError.from_os(error, error.filename or HF_HUB_CACHE)
+            raise StorageError(refused.message, hint="free some space there, or set HF_HOME to a folder that can be written") from error
         raise ModelError(f"the model '{name}' is not on this machine and the hub cannot be reached", hint="download it once, or give a folder") from error
 
 
@@ -118,8 +128,15 @@ def _read(folder: Path, dtype: str, device: str, uri: str) -> tuple[Any, torch.n
 def _load_adapter(folder: Path, *, dtype: str | None, device: str | None, uri: str) -> LocalModel:
     from fiducial.models.open import open as open_model
 
+    if above := _adapter.get():
+        which = "itself" if above.resolve() == folder.resolve() else f"{folder}, which is an adapter too"
+        raise ModelError(f"the adapter {above} names as its base model {which}", hint=f"name a whole model in its {adapters.BASE}")
     base_uri = adapters.base_of(folder)
-    base = open_model(base_uri, dtype=dtype, device=device)
+    token = _adapter.set(folder)
+    try:
+        base = open_model(base_uri, dtype=dtype, device=device)
+    finally:
+        _adapter.reset(token)
     if not isinstance(base, LocalModel):
         raise ModelError(f"{folder} is an adapter of {base_uri}, whose weights are not here", hint="an adapter needs a local base model")
     model = base.with_adapter(folder)

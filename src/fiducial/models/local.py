@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from fiducial.core.errors import ConfigError, DataError, ModelError, StorageError
 from fiducial.core.records import Completion, Conversation
+from fiducial.core.store import sync_folder, sync_tree
 from fiducial.models import adapters
 from fiducial.models import fingerprint as identity
 from fiducial.models.base import Arrived, WhiteBox
@@ -42,7 +43,7 @@ class LocalModel(WhiteBox):
         self._engine: Engine | None = None
         self._folders = folders
         self._known: dict[int, str] = {}
-        self._loaded = identity.state(module)
+        self._loaded: int | None = identity.state(module, tokenizer)
 
     @property
     def device(self) -> torch.device:
@@ -51,8 +52,11 @@ class LocalModel(WhiteBox):
 
     @property
     def fingerprint(self) -> str:  # type: ignore[override]  # computed when asked for: hashing takes about a second per GB
-        """16 hexadecimal digits over weights, adapter, tokenizer and chat template; kept per folder until a file changes."""
-        now = identity.state(self.module)
+        """16 hexadecimal digits over weights, adapter, tokenizer and chat template; kept per folder until a file changes.
+
+        After training call `changed`, or `save`: a step of a fused optimiser can go unnoticed (see `fingerprint.state`).
+        """
+        now = identity.state(self.module, self.tokenizer)
         if now not in self._known:
             place = identity.remembered(self._folders, str(next(self.module.parameters()).dtype)) if self._folders and now == self._loaded else None
             value = (identity.recall(place) if place else "") or identity.fingerprint(self.module, self.tokenizer)
@@ -60,6 +64,11 @@ class LocalModel(WhiteBox):
                 identity.remember(place, value)
             self._known = {now: value}
         return self._known[now]
+
+    def changed(self) -> None:
+        """Says that weights, tokenizer or template are no longer those of the folder: the next `fingerprint` hashes everything anew."""
+        self._known = {}
+        self._loaded = None
 
     @property
     def engine(self) -> Engine:
@@ -134,6 +143,7 @@ class LocalModel(WhiteBox):
             generate(
                 self.module,
                 [prompts[i] for i in indices],
+                numbers=indices,
                 k=k,
                 max_tokens=room,
                 temperature=temperature,
@@ -146,7 +156,11 @@ class LocalModel(WhiteBox):
         return [done[i] for i in range(len(conversations))]
 
     def save(self, folder: str | Path) -> Path:
-        """Writes model (or adapter), tokenizer and template as a whole: a crash leaves the old folder or the new. Raises StorageError."""
+        """Writes model (or adapter), tokenizer and template as a whole, on the disk before it gets its name. Raises StorageError.
+
+        A crash leaves the old folder or the new; between the two renames of a replacement the old one is called `.<name>-<digits>.old`
+        and has to be renamed by hand. The next `fingerprint` is hashed anew.
+        """
         target = Path(folder)
         beside = target.with_name(f".{target.name}-{secrets.token_hex(4)}")
         from safetensors import SafetensorError
@@ -160,6 +174,7 @@ class LocalModel(WhiteBox):
                 else:
                     module.save_pretrained(beside)
                 self.tokenizer.save_pretrained(beside)
+            sync_tree(beside)
             _put(beside, target)
         except OSError as error:
             raise StorageError.from_os(error, target) from error
@@ -167,6 +182,7 @@ class LocalModel(WhiteBox):
             raise StorageError(f"{target} cannot be written: {error}", hint="check the disk, then go on with --resume") from error
         finally:
             shutil.rmtree(beside, ignore_errors=True)
+        self.changed()
         return target
 
     def with_adapter(self, folder: str | Path) -> LocalModel:
@@ -176,7 +192,8 @@ class LocalModel(WhiteBox):
         folder = Path(folder)
         with quiet():
             module = adapters.put_on(self.module, folder)
-        folders = (*self._folders, folder) if self._folders else ()
+        clean = bool(self._folders) and identity.state(self.module, self.tokenizer) == self._loaded
+        folders = (*self._folders, folder) if clean else ()
         return LocalModel(module, self.tokenizer, uri=str(folder), folders=folders, base=self.uri)
 
     def close(self) -> None:
@@ -239,6 +256,7 @@ def _put(new: Path, target: Path) -> None:
         if old.exists():
             old.rename(target)
         raise
+    sync_folder(target.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from fiducial.core.errors import ModelError
 from fiducial.models.forest import Row, additive, visible
+from fiducial.models.limits import Limits, limits
 
 Mask = Literal["additive", "bool", "dict", "windowed", "flex"]
 """How a tree mask is handed over: one float mask, one bool mask, one per layer type, one cut to the window, a block mask."""
@@ -35,14 +36,22 @@ class Anatomy:
     """Raw logits are multiplied by this."""
     softcap: float | None
     """Then capped smoothly at this."""
-    window: int | None
-    """Sliding window in positions, where some layer has one."""
-    block: int | None
-    """Attention block length in positions, where some layer has one."""
+    limits: Limits
+    """Windows and turning points by its configuration."""
     attention: str
     """Name of the attention implementation."""
     crossover: float
     """Row length at which attention costs as much as the linear layers."""
+
+    @property
+    def window(self) -> int | None:
+        """Sliding window in positions, where some layer has one."""
+        return self.limits.window
+
+    @property
+    def block(self) -> int | None:
+        """Attention block length in positions, where some layer has one."""
+        return self.limits.block
 
     @property
     def device(self) -> torch.device:
@@ -82,18 +91,18 @@ def anatomy(module: nn.Module) -> Anatomy:
         causal = module.get_base_model()
     if causal.get_output_embeddings() is None or causal.base_model is causal:
         raise ModelError(f"{type(causal).__name__} has no language-model head", hint="open it with AutoModelForCausalLM")
-    settings: dict[str, Any] = causal.config.get_text_config().to_dict()
-    layers = _blocks(causal.base_model, int(settings.get("num_hidden_layers") or 0))
+    config = causal.config.get_text_config()
+    settings: dict[str, Any] = config.to_dict()
+    layers = _blocks(causal.base_model, int(getattr(config, "num_hidden_layers", None) or 0))
     return Anatomy(
         causal=causal,
         backbone=causal.base_model,
         layers=layers,
         scale=_scale(settings),
         softcap=settings.get("final_logit_softcapping"),
-        window=settings.get("sliding_window"),
-        block=settings.get("attention_chunk_size"),
+        limits=limits(config),
         attention=causal.config._attn_implementation or "eager",
-        crossover=_crossover(layers, settings),
+        crossover=_crossover(layers, config),
     )
 
 
@@ -115,9 +124,11 @@ def _scale(settings: dict[str, Any]) -> float:
     return float(divisor) if settings.get("model_type") == "hyperclovax" else 1.0 / float(divisor)
 
 
-def _crossover(layers: nn.ModuleList, settings: dict[str, Any]) -> float:
+def _crossover(layers: nn.ModuleList, config: Any) -> float:
     weights = sum(parameter.numel() for parameter in layers.parameters() if parameter.ndim > 1)
-    width = (settings.get("head_dim") or 0) * (settings.get("num_attention_heads") or 0) or settings.get("hidden_size") or 1
+    # Attributes, not entries: an attribute answers to the common name where the entry is called n_embd or d_model.
+    head, heads, hidden = (getattr(config, name, None) or 0 for name in ("head_dim", "num_attention_heads", "hidden_size"))
+    width = head * heads or hidden or 1
     # Operations: 2 per weight and token against 4 per head dimension and pair; attention runs at about half the speed of a product.
     return max(0.5 * weights / (2.0 * len(layers) * width), 1.0)
 

@@ -87,13 +87,15 @@ class RemoteModel(Model):
         body: dict[str, Any] | None = None,
     ) -> None:
         self.base_url = (base_url or os.environ.get("OPENAI_BASE_URL") or OPENAI).rstrip("/")
+        self.address = _address(self.base_url)
+        """The base URL without name and password, for messages and fingerprints."""
         if urlsplit(self.base_url).scheme not in ("http", "https") or not urlsplit(self.base_url).hostname:
-            raise ConfigError(f"'{self.base_url}' is no address of a server", hint="for example http://localhost:8000/v1")
+            raise ConfigError(f"'{self.address}' is no address of a server", hint="for example http://localhost:8000/v1")
         if concurrency < 1 or timeout <= 0 or retries < 0:
             raise ConfigError(f"concurrency {concurrency}, timeout {timeout}, retries {retries}", hint="at least 1, above 0, and at least 0")
         self.name = name
         self.uri = f"openai:{name}"
-        self.fingerprint = f"{name}@{self.base_url}"
+        self.fingerprint = f"{name}@{self.address}"
         self.prefill, self.logprobs, self.body = prefill, logprobs, dict(body or {})
         self.usage = Usage()
         self._connect = partial(_client, self.base_url, api_key, timeout, retries)
@@ -255,6 +257,7 @@ class RemoteModel(Model):
     def _failed(self, why: str, n: int, *, status: int = 0, code: str | None = None, refused: bool = False) -> list[Completion]:
         """A failure as completions; as EndpointError where it is not this request's."""
         self.usage.failed += 1
+        why = why.replace(self.base_url, self.address)
         if status not in REQUEST_AT_FAULT:
             self._in_row += 1
         fresh = self.usage.requests == 0
@@ -264,19 +267,19 @@ class RemoteModel(Model):
         elif fresh and status in (401, 403):
             hint = "set OPENAI_API_KEY to a key that may use this model"
         elif fresh and (status == 404 or code == "model_not_found"):
-            hint = f"check the model name '{self.name}' against {self.base_url}/models; most base URLs end in /v1"
+            hint = f"check the model name '{self.name}' against {self.address}/models; most base URLs end in /v1"
         elif self._in_row >= (FIRST if fresh else LAST):
             hint = "look at the server's log; what was answered is kept, so repeating the command goes on from here"
             why = f"{self._in_row} requests in a row failed, the last with: {why}"
         if hint:
-            raise EndpointError(f"{self.base_url}: {why}", hint=hint)
-        return [Completion(text="", finish="error", error=f"{self.base_url}: {why}")] * n
+            raise EndpointError(f"{self.address}: {why}", hint=hint)
+        return [Completion(text="", finish="error", error=f"{self.address}: {why}")] * n
 
     def _key(self, conversation: Conversation, settings: Settings, index: int) -> str:
         """Everything the answer depends on, and the number of the sample."""
         messages = [[m.role, m.content] for m in conversation]
         how = [settings.max_tokens, settings.temperature, settings.top_p, list(settings.stop), settings.seed, self.logprobs, self.body]
-        return digest([self.base_url, self.name, messages, how, index])
+        return digest([self.address, self.name, messages, how, index])
 
 
 def _client(base_url: str, api_key: str | None, timeout: float, retries: int) -> AsyncOpenAI:
@@ -289,6 +292,13 @@ def _client(base_url: str, api_key: str | None, timeout: float, retries: int) ->
         raise ModelError("there is no key for the OpenAI service", hint="set OPENAI_API_KEY, or give the base URL of another server")
     limit = openai.Timeout(timeout, connect=min(timeout, 10.0))
     return openai.AsyncOpenAI(base_url=base_url, api_key=key or "none", timeout=limit, max_retries=retries)
+
+
+def _address(url: str) -> str:
+    """The URL without name and password."""
+    scheme, slashes, rest = url.partition("//") if "//" in url else ("", "", url)
+    place, slash, path = rest.partition("/")
+    return scheme + slashes + place.rpartition("@")[2] + slash + path
 
 
 def _completion(choice: dict[str, Any], stop: tuple[str, ...], prompt: int, tokens: int) -> Completion:

@@ -87,6 +87,7 @@ def generate(
     module: torch.nn.Module,
     prompts: Sequence[Sequence[int]],
     *,
+    numbers: Sequence[int] | None = None,
     k: int = 1,
     max_tokens: int = 64,
     temperature: float = 0.0,
@@ -100,7 +101,8 @@ def generate(
     """`k` completions of each prompt (token ids), in the order of the prompts; `arrived(index, completions)` as soon as they are there.
 
     `module` is a causal language model of transformers, in evaluation mode, wrapped by peft or not. Temperature 0 takes the
-    likeliest token. A draw depends on `seed`, the number of the prompt and of the sample, not on what else is in the batch.
+    likeliest token. A draw depends on `seed`, the number of the prompt and of the sample, not on what else is in the batch; `numbers`
+    are those of the prompts where they are part of a larger list, 0, 1, ... by default.
     `stop_check` sees the tokens so far, the newest included, and ends the completion after it. `batch_tokens` bounds the memory.
 
     Raises ConfigError for an option out of range, DataError for an empty prompt.
@@ -108,7 +110,7 @@ def generate(
     settings = Settings(max_tokens, temperature, top_p, frozenset(eos), seed, stop_check)
     _validate(prompts, settings, k=k, batch_tokens=batch_tokens)
     results = _Results(len(prompts), k, arrived)
-    rows = _rows(prompts, k, settings)
+    rows = _rows(prompts, k, settings, range(len(prompts)) if numbers is None else numbers)
     with torch.no_grad():
         for row in _finished(module, rows, settings, batch_tokens):
             results.add(row)
@@ -149,7 +151,7 @@ class _Results:
         return [[each for each in samples if each is not None] for samples in self._slots]
 
 
-def _rows(prompts: Sequence[Sequence[int]], k: int, settings: Settings) -> list[_Row]:
+def _rows(prompts: Sequence[Sequence[int]], k: int, settings: Settings, numbers: Sequence[int]) -> list[_Row]:
     """What is to be computed, longest prompts first, equal prompts together; without chance, equal prompts are one row."""
     by_prompt: dict[tuple[int, ...], list[tuple[int, int]]] = {}
     for index, prompt in enumerate(prompts):
@@ -159,7 +161,7 @@ def _rows(prompts: Sequence[Sequence[int]], k: int, settings: Settings) -> list[
         if settings.temperature == 0:
             rows.append(_Row(prompt, owners, []))
         else:
-            rows += [_Row(prompt, [owner], _chance(settings, *owner)) for owner in owners]
+            rows += [_Row(prompt, [(index, sample)], _chance(settings, numbers[index], sample)) for index, sample in owners]
     return rows
 
 

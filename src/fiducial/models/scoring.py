@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import torch
@@ -91,11 +91,37 @@ class Engine:
         name = self._choose(grad=grad)
         limit = self.verdict.longest
         if name not in ("kv", "padded") and limit is not None and any(len(ids) > limit for ids in paths.ids):
-            if self._asked != "auto":
-                raise ModelError(f"packed rows are only shown right up to the window of {limit} tokens, and a path is longer", hint='use backend="auto"')
+            self._unpacked(limit)
             name = "padded"
+        turn, drift = self._part.limits.turn, self._part.limits.drift
+        fed = [len(ids) if keep_last else max(len(ids) - 1, start) for ids, start in zip(paths.ids, paths.start, strict=True)]
+        if drift is not None and max(fed, default=0) > drift:
+            raise ModelError(
+                f"beyond {drift} tokens this model's numbers depend on what it was run on before", hint='shorten the paths, or set a fixed "rope_type"'
+            )
+        # One row has one set of rotary frequencies, chosen by its longest path; a cached prefix is run apart, so it may have the other.
+        sides = [[i for i, n in enumerate(fed) if (turn is not None and n > turn) == long] for long in (False, True)]
+        rows = [*self._rows(paths, sides[0], name, keep_last), *self._rows(paths, sides[1], "padded" if name == "kv" else name, keep_last)]
+        return sorted(rows, key=lambda row: -len(row.ids))
+
+    def _unpacked(self, limit: int) -> None:
+        if self._asked != "auto":
+            raise ModelError(f"packed rows are only shown right up to the window of {limit} tokens, and a path or row is longer", hint='use backend="auto"')
+
+    def _rows(self, paths: Paths, chosen: list[int], name: str, keep_last: bool) -> list[Row]:
+        """Rows of the paths `chosen` [indices, ascending]; none that shares reaches beyond a window of unknown measure."""
+        foreign = self._part.limits.foreign
+        budget = self.budget if foreign is None or name == "padded" else min(self.budget, foreign)
         form = {"tree": "auto" if self._asked == "auto" else "tree", "flex": "tree"}.get(name, name)
-        return plan(paths, budget=self.budget, backend=form, keep_last=keep_last, crossover=self._part.crossover)
+        some = plan(paths.select(chosen), budget=budget, backend=form, keep_last=keep_last, crossover=self._part.crossover) if chosen else []
+        rows = [replace(row, paths=[chosen[local] for local in row.paths]) for row in some]
+        wide = [row for row in rows if foreign is not None and len(row.ids) > foreign and row.form != "padded" and not row.chain]
+        if not wide:
+            return rows
+        assert foreign is not None
+        self._unpacked(foreign)
+        kept = [row for row in rows if not any(row is other for other in wide)]
+        return kept + self._rows(paths, sorted(index for row in wide for index in row.paths), "padded", keep_last)
 
     def score(self, paths: Paths, *, grad: bool = False, temperature: float = 1.0, hidden: Mapping[str, Any] | None = None, entropy: bool = False) -> Scores:
         """Scores of all paths, in their order. With `grad`, the activations of all rows are held; `stream` holds one row's.
@@ -111,7 +137,8 @@ class Engine:
             order.extend(chosen)
         if not pieces:
             return self._nothing(hidden, entropy=entropy)
-        return _gather(pieces, torch.tensor(order, device=pieces[0].path_len.device))
+        by_edge = hidden is not None and hidden.get("at") == "scored"
+        return _gather(pieces, torch.tensor(order, device=pieces[0].path_len.device), by_edge=by_edge)
 
     def stream(
         self, paths: Paths, *, grad: bool = False, temperature: float = 1.0, hidden: Mapping[str, Any] | None = None, entropy: bool = False
@@ -243,8 +270,11 @@ class _Hidden:
         return {"leaf": row.leaves, "prompt_end": row.prompt_end, "scored": row.edge_node}[self.at]
 
 
-def _gather(pieces: Sequence[Scores], order: Tensor) -> Scores:
-    """Scores of rows put into the order of the paths they were made from; `order` [P] is the path of each row's paths in turn."""
+def _gather(pieces: Sequence[Scores], order: Tensor, *, by_edge: bool) -> Scores:
+    """Scores of rows put into the order of the paths they were made from; `order` [P] is the path of each row's paths in turn.
+
+    `by_edge`: hidden states belong to scored tokens, not to paths.
+    """
     offsets = torch.tensor([0, *(len(piece.path_len) for piece in pieces)]).cumsum(0).tolist()
     edge_path = torch.cat([order[piece.edge_path + offset] for piece, offset in zip(pieces, offsets, strict=False)])
     edges, back = torch.argsort(edge_path, stable=True), torch.argsort(order)
@@ -252,7 +282,7 @@ def _gather(pieces: Sequence[Scores], order: Tensor) -> Scores:
     hidden = None
     if first.hidden is not None:
         whole = {layer: torch.cat([piece.hidden[layer] for piece in pieces if piece.hidden is not None]) for layer in first.hidden}
-        hidden = {layer: states[back if len(states) == len(back) else edges] for layer, states in whole.items()}
+        hidden = {layer: states[edges if by_edge else back] for layer, states in whole.items()}
     return Scores(
         edge_logp=torch.cat([piece.edge_logp for piece in pieces])[edges],
         edge_path=edge_path[edges],

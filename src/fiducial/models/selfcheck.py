@@ -7,6 +7,7 @@ for the life of the process per class, configuration, attention implementation, 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,6 +22,8 @@ from fiducial.core.errors import ModelError
 from fiducial.models.forest import Paths, Row, plan
 from fiducial.models.head import logsumexp, module_logprobs
 from fiducial.models.passes import Anatomy, Mask, Wanted, anatomy, run
+
+log = logging.getLogger(__name__)
 
 LONGEST_CHECKED_WINDOW = 512
 """Windows up to this many positions are checked with a longer path; larger ones limit the length of packed paths instead."""
@@ -74,6 +77,8 @@ def check(module: nn.Module) -> Verdict:
     if key not in _verdicts:
         with torch.no_grad(), _evaluation(module):
             _verdicts[key] = _measure(part)
+        if _verdicts[key].tree_mask is None:
+            log.warning("%s is scored without shared rows: %s", type(part.causal).__name__, _verdicts[key].reason)
     return _verdicts[key]
 
 
@@ -203,6 +208,8 @@ def _accepts(found: dict[str, float | str], name: str, measure: Callable[[], flo
     # A boundary: an architecture may object to a mask, a dict or a cache in any way it likes, and that is the answer sought.
     try:
         difference = measure()
+    except (torch.OutOfMemoryError, MemoryError):  # says nothing about the architecture, and the verdict would stay
+        raise
     except Exception as error:
         found[name] = f"{type(error).__name__}: {str(error).splitlines()[0][:120] if str(error) else ''}"
         return False

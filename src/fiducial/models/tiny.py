@@ -21,6 +21,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "gemma3_text": _DENSE | {"sliding_window": 8, "query_pre_attn_scalar": 8, "layer_types": ["sliding_attention", "full_attention"]},
     "mistral": _DENSE | {"sliding_window": 8},
     "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 512},
+    "gpt_neo": {"hidden_size": 32, "num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]], "window_size": 64},
     "mamba2": {"hidden_size": 32, "num_hidden_layers": 2, "num_heads": 8, "head_dim": 8, "state_size": 8, "n_groups": 2, "chunk_size": 8},
     "jamba": _DENSE
     | {"num_experts": 2, "num_experts_per_tok": 1, "attn_layer_period": 2, "attn_layer_offset": 1, "mamba_d_state": 4, "use_mamba_kernels": False},
@@ -46,7 +47,7 @@ def tiny(architecture: str, *, seed: int = 0, vocab: int = 128, dtype: torch.dty
     """A random causal language model in evaluation mode, the same for the same arguments. The generator of torch is left alone.
 
     `config` overrides entries of its transformers configuration; `attention` names the attention implementation. gemma2,
-    gemma3_text and mistral have a sliding window of 8 positions.
+    gemma3_text and mistral have a sliding window of 8 positions, gpt_neo one of 64 rows.
 
     >>> sum(p.numel() for p in tiny("llama").parameters()) < 50_000
     True

@@ -82,7 +82,8 @@ def answer_text(attempt: Attempt) -> tuple[str | None, str]:
     """The text to judge, and why there is none.
 
     The decoded answer where there is one. Without one the response is judged as it came, except after an attack of the family
-    `encoding`: there the absence says that nothing readable could be decoded. An errored or upstream-blocked trial has no text either.
+    `encoding` or with the parameter `encoded`: there the absence says that nothing readable could be decoded. An errored or
+    upstream-blocked trial has no text either.
     """
     if attempt.finish == "error":
         return None, "errored: " + (attempt.error or "no reason given")
@@ -90,7 +91,7 @@ def answer_text(attempt: Attempt) -> tuple[str | None, str]:
         return None, "blocked upstream"
     if attempt.decoded is not None:
         return attempt.decoded, ""
-    if attempt.family == "encoding" and attempt.response.strip():
+    if (attempt.family == "encoding" or attempt.parameters.get("encoded")) and attempt.response.strip():
         return None, "undecodable"
     return attempt.response, ""
 

@@ -109,4 +109,5 @@ def _use_runs(context: click.Context, _: click.Parameter, value: str | None) -> 
     restore: Callable[[], Any] = (lambda: os.environ.pop("FIDUCIAL_RUNS", None)) if before is None else (lambda: os.environ.update(FIDUCIAL_RUNS=before))
     # models named `run:ID` and the ledger are found through the same variable
     os.environ["FIDUCIAL_RUNS"] = value
+    output_of(context).runs = value
     context.call_on_close(restore)

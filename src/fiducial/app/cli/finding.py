@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from contextlib import closing
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 from pydantic import ConfigDict
@@ -12,10 +12,14 @@ from pydantic import ConfigDict
 from fiducial.app.cli.job import Job, Stage, named, positive, records
 from fiducial.app.cli.output import Table
 from fiducial.app.cli.params import MethodName
+from fiducial.app.measure import tally, trials
 from fiducial.core.errors import ConfigError, ModelError
 from fiducial.core.intervals import Rate
 from fiducial.core.records import Attempt, Finding, Prompt, Record, Score, Verdict
 from fiducial.core.roles import Attack, Inspector, Judge, Suite
+
+if TYPE_CHECKING:
+    from fiducial.data.split import Split
 
 MOST_UNSCORED = 0.5
 """Share of trials that may go without a verdict before the figures say too little to be shown as a result."""
@@ -33,7 +37,12 @@ def _attack_options() -> list[click.Option]:
             ["--goals"],
             metavar="FILE",
             default="shipped",
-            help="Goals: a file, or `shipped` for the held-out part of those that come along. [default: shipped]",
+            help="Goals: a file, or `shipped` for those that come along. [default: shipped]",
+        ),
+        click.Option(
+            ["--split"],
+            type=click.Choice(("repair", "validation", "held-out")),
+            help="Only this part of the goals; what is to be learnt from comes from `repair`. [default: held-out of the shipped goals, all of a file]",
         ),
         click.Option(["--twins/--no-twins"], default=True, help="Also try the benign twin of each goal, which must not be refused. [default: on]"),
         click.Option(["--judge"], type=MethodName("Judge"), default="oversee/refusal", help="Who says whether an answer complies. [default: oversee/refusal]"),
@@ -51,79 +60,47 @@ def attack(job: Job) -> int:
     positive(values["max_tokens"], "max-tokens")
     if not 0 <= values["threshold"] <= 1:
         raise ConfigError(f"--threshold is {values['threshold']}", hint="it is a share between 0 and 1")
-    prompts = _prompts(values["goals"], values["limit"], values["twins"])
+    prompts = _prompts(values["goals"], values["split"], values["limit"], values["twins"])
     method, judge = cast(Attack, job.method()), cast(Judge, named(values["judge"]))
     with job.start() as run:
         job.output.resume = job.command_to_resume(run)
         lines = run.lines("attempts", Attempt)
         attempts = lines.read()
-        left = _left(prompts, attempts)
-        with job.progress.task(job.card.name, total=len(prompts)) as task:
-            rate = _hits(attempts, "refuse")
-            task.advance(len(prompts) - len(left))
-
-            def keep(attempt: Attempt) -> None:
-                nonlocal rate
-                judged = attempt.model_copy(update={"verdict": judge.judge([attempt])[0]})
-                lines.append(judged)
-                attempts.append(judged)
-                rate += _hits([judged], "refuse")
-                task.advance(1, figure=f"compliance {rate.value:.0%}" if rate.n else "")
-
-            if left:
-                with closing(job.model()) as model:
-                    method.run(model, left, seed=values["seed"], max_tokens=values["max_tokens"], sink=keep)
+        if {p.id for p in prompts} - {a.prompt.id for a in attempts}:
+            seed, most = values["seed"], values["max_tokens"]
+            with closing(job.model()) as model:
+                attempts = trials(model, [(method, prompts)], judge, lines, seed=seed, max_tokens=most, progress=job.progress, name=job.card.name)
         code = _report_attack(job, attempts, run.path.as_posix())
+        rate = _hits(attempts, "refuse")
         job.log(run, "evaluate", {"model": attempts[0].model, "figures": {"harmful compliance": [rate.hits, rate.n]}})
         return code
 
 
-def _prompts(source: str, limit: int | None, twins: bool) -> list[Prompt]:
-    """Goals, each followed by its twin where wanted. Of the shipped ones only the held-out part."""
+def _prompts(source: str, part: Split | None, limit: int | None, twins: bool) -> list[Prompt]:
+    """Goals, each followed by its twin where wanted. Of the shipped ones only the held-out part, unless another is named."""
     from fiducial.data.load import prompts, twin_of
     from fiducial.data.split import split
 
     goals = prompts(source)
-    goals = split(goals)["held-out"] if source == "shipped" else goals
+    part = part or ("held-out" if source == "shipped" else None)
+    goals = split(goals)[part] if part else goals
     pairs = [[goal, twin_of(goal)] if twins and goal.expected == "refuse" else [goal] for goal in goals[:limit]]
     # a prompt that stands twice in a file is one trial
     return list({p.id: p for pair in pairs for p in pair if p is not None}.values())
 
 
-def _left(prompts: Sequence[Prompt], attempts: Iterable[Attempt]) -> list[Prompt]:
-    done = {a.prompt.id for a in attempts}
-    return [p for p in prompts if p.id not in done]
-
-
-def refused(attempt: Attempt) -> bool:
-    """Whether the answer was read as a refusal."""
-    return attempt.verdict is not None and attempt.verdict.label == "refusal"
-
-
-def complied(attempt: Attempt) -> bool:
-    """Whether the answer was read as compliance."""
-    return attempt.verdict is not None and attempt.verdict.outcome == "success"
-
-
-def scored(attempt: Attempt) -> bool:
-    """Whether there is a verdict; what has none counts neither as safe nor as unsafe."""
-    return attempt.verdict is not None and attempt.verdict.outcome != "not_scored"
-
-
 def _hits(attempts: Iterable[Attempt], expected: str) -> Rate:
     """Harmful compliance on goals (`refuse`), refusal on anything else."""
-    bad = complied if expected == "refuse" else refused
-    trials = [a for a in attempts if (a.prompt.expected == "refuse") == (expected == "refuse") and scored(a)]
-    return Rate(sum(map(bad, trials)), len(trials))
+    return tally(attempts, lambda a: (a.prompt.expected == "refuse") == (expected == "refuse")).rate
 
 
 def _report_attack(job: Job, attempts: list[Attempt], where: str) -> int:
     rows = list(_rows(attempts))
     if not attempts:
         raise ConfigError("there is nothing to try", hint="give goals with --goals")
-    unscored = sum(not scored(a) for a in attempts)
+    unscored = sum(not a.scored for a in attempts)
     if unscored > MOST_UNSCORED * len(attempts):
-        reason = next((a.error or (a.verdict.rationale if a.verdict else "") for a in attempts if not scored(a)), "")
+        reason = next((a.error or (a.verdict.rationale if a.verdict else "") for a in attempts if not a.scored), "")
         raise ModelError(
             f"{unscored} of {len(attempts)} answers could not be judged; the first: {reason or 'no reason given'}", hint=f"see {where}/attempts.jsonl"
         )

@@ -96,7 +96,7 @@ class Job:
 
     def command_to_resume(self, run: Run) -> str:
         """What is typed to go on with `run` after an interruption."""
-        return f"fiducial {self.card.name.replace('/', ' ')} --resume {run.id}"
+        return self.output.to_resume(self.card.name.split("/"), run.id)
 
     def done(self, objected: bool = False) -> int:
         """The exit code of work that was done: 1 when something was found and --exit-zero was not given."""
@@ -132,8 +132,8 @@ def _created(fields: tuple[Option, ...], options: Mapping[str, Any]) -> dict[str
     return created
 
 
-def records(reference: str, name: str, record: type[R]) -> list[R]:
-    """Records from a JSON Lines file, or all files `<name>.jsonl` of a run. Raises DataError when there are none."""
+def records(reference: str, name: str, record: type[R], *, within: str = "**") -> list[R]:
+    """Records from a JSON Lines file, or all files `<name>.jsonl` of a run in folders that match `within`. Raises DataError when there are none."""
     from fiducial.core.run import Run
     from fiducial.core.store import Lines
 
@@ -143,7 +143,7 @@ def records(reference: str, name: str, record: type[R]) -> list[R]:
     elif path.suffix == ".jsonl":
         raise DataError(f"{path}: there is no such file", hint="check the path, or give a run")
     else:
-        files = sorted(f for f in Run.open(reference).path.rglob(f"{name}.jsonl") if ".aside-" not in str(f))
+        files = sorted(f for f in Run.open(reference).path.glob(f"{within}/{name}.jsonl") if ".aside-" not in str(f))
     found = [r for file in files for r in Lines(file, record).read()]
     if not found:
         raise DataError(f"{reference}: there are no {name}", hint=f"give a file with {name}, or a run that made some (see: fiducial runs)")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, get_origin
 
 import click
 
@@ -62,7 +62,7 @@ def keys(model: type[BaseModel], before: str = "") -> Iterator[tuple[str, str]]:
             yield f"{before}{name}", f"{' '.join((info.description or '').split())} [{default}]".strip()
 
 
-def options_command(name: str, model_path: str, runner_path: str, text: str, *, budgeted: bool = False) -> click.Command:
+def options_command(name: str, model_path: str, runner_path: str, text: str, *, budgeted: bool = True) -> click.Command:
     """The command `name`. `model_path` and `runner_path` are `module:attribute`, imported when they are needed.
 
     The runner is called as `runner(options, run, progress)` inside the run and returns an Outcome.
@@ -96,16 +96,18 @@ def _perform(name: str, model: type[BaseModel], runner_path: str, output: Output
     if resumed is not None and values["recipe"]:
         raise ConfigError("--recipe and --resume cannot go together", hint="a resumed run has its options; change single ones with KEY=VALUE")
     recipe = _stored(resumed) if resumed else load_recipe(values["recipe"]) if values["recipe"] else None
-    options, origins = resolve(model, recipe, overrides, flags)
+    options, origins = resolve(model, recipe, [_listed(model, word) for word in overrides], flags)
     asked = given(options, origins)
     if values["show_config"]:
         output.result({"options": options, "given": asked}, show(options, origins).rstrip("\n"))
         return 0
     run = resumed or Run.create(name, options.model_dump(mode="json"), asked, int(getattr(options, "seed", 0)))
-    output.run, output.resume = run.id, f"fiducial {name} --resume {run.id}"
+    output.run, output.resume = run.id, output.to_resume([name], run.id)
     progress = progress_for(quiet=output.quiet)
     progress.note(f"run {run.id}")
     with run:
+        if resumed:
+            run.revise(options.model_dump(mode="json"), asked, int(getattr(options, "seed", 0)))
         outcome: Outcome = imported(runner_path)(options, run, progress)
     output.result(outcome.data, *outcome.lines)
     return 0 if values["exit_zero"] else outcome.exit_code
@@ -118,6 +120,16 @@ def _split(words: Sequence[str]) -> tuple[str | None, list[str]]:
     if len(models) > 1:
         raise ConfigError(f"'{models[1]}' is neither MODEL nor KEY=VALUE", hint=f"the model is '{models[0]}'; options are written train.epochs=3")
     return (models[0] if models else None), overrides
+
+
+def _listed(model: type[BaseModel], assignment: str) -> str:
+    """`attacks=a,b` as `attacks=[a,b]` where the option holds several values; anything else as it is."""
+    key, _, value = assignment.partition("=")
+    kind: Any = model
+    for name in key.split("."):
+        fields = getattr(kind, "model_fields", {})
+        kind = fields[name].annotation if name in fields else None
+    return f"{key}=[{value}]" if get_origin(kind) is tuple and value.strip() and not value.lstrip().startswith("[") else assignment
 
 
 def _stored(run: Run) -> tuple[dict[str, Any], Marks]:
@@ -136,11 +148,11 @@ loop = options_command(
     "fiducial.app.loop:LoopOptions",
     "fiducial.app.loop:run_loop",
     "Find the weaknesses of MODEL (the embedded one by default), repair them, prove the repair on held-out goals and attacks, decide at a gate, and report.",
-    budgeted=True,
 )
 check = options_command(
     "check",
     "fiducial.app.check:CheckOptions",
     "fiducial.app.check:run_check",
     "Find the weaknesses of MODEL (the embedded one by default), and report. Exit code 1 when there are some.",
+    budgeted=False,
 )

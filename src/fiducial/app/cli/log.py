@@ -70,17 +70,21 @@ def show(context: click.Context, limit: int, kind: str | None) -> None:
 @click.argument("model")
 @click.pass_context
 def trace(context: click.Context, model: str) -> None:
-    """Show every event about MODEL (a fingerprint, its beginning, or run:ID), its ancestors and the data they saw."""
+    """Show every event about MODEL (a fingerprint, its beginning, or run:RUN), its ancestors and the data they saw."""
     found = ledger()
     events = found.trace(_fingerprint(found, model))
     if not events:
-        raise ConfigError(f"the ledger knows no model '{model}'", hint="give a fingerprint of at least 8 digits, or run:ID; see: fiducial log show")
+        raise ConfigError(f"the ledger knows no model '{model}'", hint="give a fingerprint of at least 8 digits, or run:RUN; see: fiducial log show")
     _print(context, events, len(events))
 
 
 def _fingerprint(found: Ledger, model: str) -> str:
-    """The fingerprint of the model that a run made, or what was given."""
+    """The fingerprint of the model that a run made, or what was given. Raises ConfigError for a run that neither ledger nor folder knows."""
+    from fiducial.core.run import Run
+
     reference = model.removeprefix("run:")
+    if model.startswith("run:") and all(e.body.get("run") != reference for e in found.events()):
+        reference = Run.open(reference).id
     made = [e.body["model"] for e in found.events() if e.body.get("run") == reference and e.kind == "train" and isinstance(e.body.get("model"), str)]
     return str(made[-1]) if made else model
 

@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 
-from fiducial.app.cli.finding import complied, refused, scored
 from fiducial.app.cli.job import Job, Stage, records
 from fiducial.app.cli.output import Table, one_line
 from fiducial.app.cli.params import parameter
+from fiducial.app.measure import tally
 from fiducial.core.errors import ConfigError, DataError, ModelError
-from fiducial.core.intervals import Rate
 from fiducial.core.records import Attempt, Decision, Evidence, Group, Prompt, Score, Verdict, digest, user
 from fiducial.core.registry import options_in
 from fiducial.core.roles import Gate, Guard, Maker, Objective, Reward
@@ -31,12 +30,19 @@ def _maker_options() -> list[click.Option]:
     return [
         click.Option(["--attempts"], metavar="FILE|RUN", required=True, help="Judged attempts to learn from: a file, or a run of an attack."),
         click.Option(["--seed"], type=int, default=0, help="[default: 0]"),
+        click.Option(
+            ["--any-split"],
+            is_flag=True,
+            help="Learn also from shipped goals outside the repair split; what they measure later proves nothing then. [default: off]",
+        ),
     ]
 
 
 def make(job: Job) -> int:
     """Groups to train on, made from judged attempts."""
-    attempts = records(job.values["attempts"], "attempts", Attempt)
+    attempts, left_out = _to_learn_from(job.values["attempts"], any_split=bool(job.values["any_split"]))
+    if left_out:
+        job.output.note(f"{left_out} attempts on goals that are kept for the proof were left out; --any-split takes them too")
     method = cast(Maker, job.method())
     with job.start() as run:
         lines = run.lines("groups", Group)
@@ -51,9 +57,35 @@ def make(job: Job) -> int:
             for group in groups:
                 lines.append(group)
         job.log(run, "data", {"data": [_hash(groups)], "groups": len(groups), "attempts": len(attempts)})
-    data = {"groups": len(groups), "attempts": len(attempts), "file": lines.path, "folder": run.path}
+    data = {"groups": len(groups), "attempts": len(attempts), "left_out": left_out, "file": lines.path, "folder": run.path}
     job.output.result(data, f"{len(groups)} groups from {len(attempts)} attempts: {lines.path}")
     return job.done()
+
+
+def _to_learn_from(reference: str, *, any_split: bool) -> tuple[list[Attempt], int]:
+    """Attempts that may be trained on, and how many were left out: those on shipped goals outside the repair split.
+
+    Of a loop only what it collected to learn from, never its proof. Raises DataError when nothing is left.
+    """
+    from fiducial.core.run import Run
+
+    is_file = Path(reference).is_file() or Path(reference).suffix == ".jsonl"
+    within = "stages/find-*" if not is_file and Run.open(reference).facts.command == "loop" else "**"
+    attempts = records(reference, "attempts", Attempt, within=within)
+    kept = [a for a in attempts if any_split or _may_be_learnt_from(a.prompt)]
+    if not kept:
+        raise DataError(
+            f"{reference}: all {len(attempts)} attempts are on shipped goals that are kept for the proof",
+            hint="attack with --split repair, or take them all the same with --any-split",
+        )
+    return kept, len(attempts) - len(kept)
+
+
+def _may_be_learnt_from(prompt: Prompt) -> bool:
+    from fiducial.data.split import goal_text, split_of
+
+    shipped = prompt.source == "fiducial" or prompt.source.startswith("fiducial ")
+    return not shipped or split_of(goal_text(prompt)) == "repair"
 
 
 def _hash(groups: Sequence[Group]) -> str:
@@ -192,7 +224,7 @@ def _gate_options() -> list[click.Option]:
 
 def govern(job: Job) -> int:
     """The decision of a gate; 1 unless it is a pass."""
-    evidence = [e for reference in job.values["evidence"] for e in _evidence(reference)]
+    evidence = _each_once([e for reference in job.values["evidence"] for e in _evidence(reference)])
     decision = cast(Gate, job.method()).decide(evidence)
     with job.start() as run:
         for e in evidence:
@@ -206,22 +238,38 @@ def govern(job: Job) -> int:
     return job.done(decision.outcome != "pass")
 
 
+def _each_once(evidence: list[Evidence]) -> list[Evidence]:
+    """The same list. Raises ConfigError for two figures of one name, since a gate could read either."""
+    seen: dict[str, Evidence] = {}
+    for e in evidence:
+        if e.name in seen:
+            where = f"{seen[e.name].source or 'a file'} and {e.source or 'a file'}"
+            raise ConfigError(f"the evidence '{e.name}' is given twice, by {where}", hint="give --evidence with each figure once")
+        seen[e.name] = e
+    return evidence
+
+
 def _evidence(reference: str) -> list[Evidence]:
-    """Evidence as it was written, or else what the scores and attempts of a run amount to."""
+    """Evidence as it was written, or else what the scores and attempts of a run amount to.
+
+    Stages of a run are not summed up: those of a loop hold training material and several models.
+    """
     try:
-        return records(reference, "evidence", Evidence)
+        return records(reference, "evidence", Evidence, within=".")
     except DataError:
         if Path(reference).is_file() or Path(reference).suffix == ".jsonl":
             raise
     found: list[Evidence] = []
     for kind, record in (("scores", Score), ("attempts", Attempt)):
         try:
-            rows: list[Any] = list(records(reference, kind, record))
+            rows: list[Any] = list(records(reference, kind, record, within="."))
         except DataError:
             continue
         found += [_of_score(s, reference) for s in rows] if kind == "scores" else list(_of_attempts(rows, reference))
     if not found:
-        raise DataError(f"{reference}: there is nothing a gate could decide on", hint="give a run of attack, evaluate or loop, or a file of evidence")
+        raise DataError(
+            f"{reference}: there is nothing a gate could decide on", hint="give a run of attack or evaluate, a finished loop, or a file of evidence"
+        )
     return found
 
 
@@ -230,10 +278,9 @@ def _of_score(s: Score, source: str) -> Evidence:
 
 
 def _of_attempts(attempts: Sequence[Attempt], source: str) -> Iterator[Evidence]:
-    for name, bad in (("harmful_compliance", complied), ("benign_refusal", refused)):
-        some = [a for a in attempts if (a.prompt.expected == "refuse") == (bad is complied) and scored(a)]
-        if some:
-            rate = Rate(sum(map(bad, some)), len(some))
+    for name, harmful in (("harmful_compliance", True), ("benign_refusal", False)):
+        rate = tally(a for a in attempts if (a.prompt.expected == "refuse") == harmful).rate
+        if rate.n:
             low, high = rate.interval()
             yield Evidence(name=name, value=rate.value, n=rate.n, low=low, high=high, better="lower", source=source)
 

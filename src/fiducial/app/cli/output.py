@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -103,6 +104,16 @@ class Output:
     """The command that goes on after an interruption; printed as the last line then."""
     captured: dict[str, Any] | None = None
     """Where the result goes instead of stdout, when the command is a part of another."""
+    runs: str | None = None
+    """The folder given with --runs; a command that goes on needs it too."""
+
+    def to_resume(self, words: Sequence[str], run: str) -> str:
+        """What is typed to go on with `run` of the command `words`.
+
+        >>> Output(runs="my runs").to_resume(["attack", "persona"], "20260101-000000-attack-persona-1a2b")
+        "fiducial attack persona --resume 20260101-000000-attack-persona-1a2b --runs 'my runs'"
+        """
+        return shlex.join(["fiducial", *words, "--resume", run, *(["--runs", self.runs] if self.runs is not None else [])])
 
     @classmethod
     def of(cls, args: Sequence[str]) -> Output:

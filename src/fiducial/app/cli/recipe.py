@@ -3,12 +3,12 @@
     model: smollm2
     steps:
       - method: attack/persona
-        options: {limit: 20}
+        options: {split: repair, limit: 20}
       - name: pairs
-        method: align/revision
+        method: align/failure_pairs
         options: {attempts: step:attack/persona}
       - name: trained
-        method: align/exo
+        method: align/dpo
         options: {data: step:pairs, epochs: 2}
       - method: attack/persona
         model: step:trained
@@ -90,7 +90,7 @@ def run(context: click.Context, recipe: str, overrides: tuple[str, ...], resume:
         output.result({"options": loaded}, show(loaded, origins).rstrip("\n"))
         return 0
     whole = run_to_resume(resume, "run") if resume else Run.create("run", loaded.model_dump(mode="json"), given(loaded, origins), loaded.seed)
-    output.run, output.resume = whole.id, f"fiducial run {recipe} {' '.join(overrides)}".rstrip() + f" --resume {whole.id}"
+    output.run, output.resume = whole.id, output.to_resume(["run", recipe, *overrides], whole.id)
     progress = progress_for(quiet=output.quiet)
     with whole, progress.task("steps", total=len(loaded.steps)) as task:
         made: dict[str, dict[str, Any]] = {}

@@ -119,15 +119,14 @@ def figures(run: Run) -> Iterator[tuple[str, Figure]]:
 
 
 def _rates(stage: str, attempts: list[Any]) -> Iterator[tuple[str, Figure]]:
-    from fiducial.app.cli.finding import complied, refused, scored
     from fiducial.core.intervals import Rate
 
-    for name, bad in (("harmful compliance", complied), ("refusal of harmless requests", refused)):
-        some = [a for a in attempts if (a.prompt.expected == "refuse") == (bad is complied) and scored(a)]
+    for name, harmful in (("harmful compliance", True), ("refusal of harmless requests", False)):
+        some = [a for a in attempts if (a.prompt.expected == "refuse") == harmful and a.scored]
         # the same prompt under two attacks is two items; models differ between runs, so the attempt's own id cannot pair them
-        items = {f"{a.attack} {a.prompt.id}": float(bad(a)) for a in some}
+        items = {f"{a.attack} {a.prompt.id}": float(a.failed) for a in some}
         if some:
-            rate = Rate(sum(bad(a) for a in some), len(some))
+            rate = Rate(sum(a.failed for a in some), len(some))
             yield f"{stage}{name}", Figure(rate.value, *rate.interval(), rate.n, items, proportion=True)
 
 
