@@ -198,7 +198,8 @@ class _Trainer:
                 seen, reason = watch(self.step, self.model)
                 self.seconds += time.monotonic() - began
                 self.watched.append({"step": self.step} | seen)
-                self.stop = self._agreed(self.stop or reason)
+                # at the last step there is nothing left to stop; what the look found stands in its figures
+                self.stop = self._agreed(self.stop or (reason if self.step < self.planned else ""))
                 stop = self.stop or stop
             if self.step % self.options.save_every == 0 or self.step == self.planned or stop:
                 self._save()
