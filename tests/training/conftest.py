@@ -1,5 +1,7 @@
 """Groups a tiny model can be trained on in milliseconds, and models with a chosen row budget."""
 
+from dataclasses import replace
+
 import pytest
 
 from fiducial.core.records import Completion, Group, Prompt, user
@@ -26,7 +28,8 @@ def budgeted(budget, seed=0):
         @property
         def engine(self):
             if self._engine is None or self._engine.module is not self.module:
-                self._engine = Engine(self.module, budget=budget)
+                self._engine = Engine(self.module, backend="tree", budget=budget)
+                self._engine._part = replace(self._engine._part, crossover=1e9)  # the budget alone decides about rows
             return self._engine
 
     return Budgeted(base.module, base.tokenizer, uri="tiny")

@@ -1,6 +1,7 @@
 """The training loop on a tiny model: the same gradient however a step is cut up, exact resumption, honest stops."""
 
 import math
+import time
 
 import pytest
 import torch
@@ -283,6 +284,23 @@ def test_a_time_budget_stops_with_a_reason_and_more_time_goes_on(made, tmp_path)
     assert (again.steps, again.stop) == (1, first.stop)  # spent is spent
     more = train(tiny(), made.pairs(), SFT(), asked.model_copy(update={"minutes": 10.0}), folder=tmp_path)
     assert (more.steps, more.stop) == (5, "")
+
+
+def test_a_schedule_that_does_not_fit_is_shortened_and_its_rate_still_falls_to_zero(made, tmp_path, monkeypatch):
+    clock = iter(range(10_000))
+    monkeypatch.setattr(time, "monotonic", lambda: float(next(clock)))  # a step takes a second
+    asked = options(epochs=40, batch=8, minutes=20 / 60, learning_rate=1e-3)
+    whole = train(tiny(), made.pairs(), SFT(), asked.model_copy(update={"minutes": 1.0}), folder=tmp_path / "whole")
+    assert (whole.steps, whole.planned, whole.stop) == (40, 40, "")
+    short = train(tiny(), made.pairs(), SFT(), asked, folder=tmp_path / "short")
+    assert (short.steps, short.planned) == (20, 40)
+    assert "shortened to 20 of 40 steps" in short.stop
+    rates = [h["learning_rate"] for h in short.history]
+    assert rates[-1] < 0.02 * max(rates)
+    again = train(tiny(), made.pairs(), SFT(), asked, folder=tmp_path / "short")
+    assert (again.steps, again.stop) == (20, short.stop)
+    more = train(tiny(), made.pairs(), SFT(), asked.model_copy(update={"minutes": 1.0}), folder=tmp_path / "short")
+    assert (more.steps, more.stop) == (40, "")
 
 
 def test_a_watch_that_objects_stops_and_is_not_overruled_by_a_resumption(made, tmp_path):

@@ -39,7 +39,7 @@ class LoopTraining(TrainOptions):
     """Passes over the groups."""
     batch: int = Field(default=16, ge=1)
     """Groups per optimizer step."""
-    learning_rate: float | None = Field(default=1e-3, gt=0)
+    learning_rate: float | None = Field(default=3e-3, gt=0)
     """Peak learning rate, for the default objective with an adapter; others need another one (null: the objective's own)."""
     lora_depth: float = Field(default=0.4, gt=0, le=1)
     """Share of the layers, from the top, that carry the adapter."""
@@ -59,7 +59,7 @@ class LoopOptions(BaseModel):
     goals: str = "shipped"
     """Harmful goals, with benign twins in a column `twin`: a file, or `shipped`."""
     minutes: float = Field(default=8.0, gt=0)
-    """Time to spend. Another round begins only if it fits; training is cut short rather than the proof."""
+    """Time to spend. Another round begins only if it fits; the training schedule is shortened rather than the proof."""
     rounds: int = Field(default=2, ge=1)
     """Most repair rounds."""
     seed: int = 0
@@ -389,7 +389,7 @@ class Loop:
 
     def _minutes_for_training(self) -> float:
         """What is left when the proof is set aside; at least a minute, so that there is something to prove."""
-        left = 60 * self.options.minutes - self._spent() - 1.2 * self._proof_seconds() - self.seconds.get("validate 0", 0.0)
+        left = 60 * self.options.minutes - self._spent() - 1.4 * self._proof_seconds() - self.seconds.get("validate 0", 0.0)
         return max(60.0, left) / 60
 
     def _spent(self) -> float:

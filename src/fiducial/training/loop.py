@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -34,6 +34,10 @@ from fiducial.training.weights import Trainables
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+T = TypeVar("T")
+TIMED = 5
+"""Steps after which the speed is known well enough to plan by."""
 
 Report = Callable[[int, int, dict[str, float]], None]
 """Called after each step with (step, steps, figures)."""
@@ -171,6 +175,7 @@ class _Trainer:
         self.rate = rate
         self.optimizer = torch.optim.AdamW(self.trainables.parameters, lr=rate, betas=(0.9, 0.95), weight_decay=options.weight_decay, fused=True)
         self.planned = planned_steps(len(data.groups), options)
+        self.last = self.planned
         # with an adapter the frozen weights are not in the checkpoint; without one a reference must be of the model that was started from
         self.origin = lora.base_fingerprint(model.module) if adapters.is_adapted(model.module) else model.fingerprint if objective.needs_reference else ""
         self.step, self.seconds, self.tokens, self.naive = 0, 0.0, 0, 0
@@ -183,26 +188,29 @@ class _Trainer:
     def run(self, report: Report | None, watch: Watch | None) -> TrainResult:
         self._resume()
         stop = self.stop or self._agreed(self._spent())
-        while self.step < self.planned and not stop:
+        while self.step < self.last and not stop:
             began = time.monotonic()
             figures = self._one_step()
             self.step += 1
             self.seconds += time.monotonic() - began
             self.history.append({"step": self.step} | figures)
             if report and self.accelerator.is_main_process:
-                report(self.step, self.planned, figures)
+                report(self.step, self.last, figures)
             self.stop = self._limits(figures)
+            self.last = self._agreed(self._fitting())
             stop = self.stop or self._agreed(self._spent())
-            if watch and (stop or self.step == self.planned or (self.options.watch_every and self.step % self.options.watch_every == 0)):
+            if watch and (stop or self.step == self.last or (self.options.watch_every and self.step % self.options.watch_every == 0)):
                 began = time.monotonic()
                 seen, reason = watch(self.step, self.model)
                 self.seconds += time.monotonic() - began
                 self.watched.append({"step": self.step} | seen)
                 # at the last step there is nothing left to stop; what the look found stands in its figures
-                self.stop = self._agreed(self.stop or (reason if self.step < self.planned else ""))
+                self.stop = self._agreed(self.stop or (reason if self.step < self.last else ""))
                 stop = self.stop or stop
-            if self.step % self.options.save_every == 0 or self.step == self.planned or stop:
+            if self.step % self.options.save_every == 0 or self.step == self.last or stop:
                 self._save()
+        if not stop and self.last < self.planned:
+            stop = f"the schedule was shortened to {self.last} of {self.planned} steps, which fit into {self.options.minutes:g} minutes"
         groups, left = len(self.data.groups), self.data.left_out
         return TrainResult(self.step, self.planned, groups, left, self.tokens, self.naive, self.seconds, stop, self.history, self.watched)
 
@@ -303,11 +311,11 @@ class _Trainer:
         return [orders[p // n][p % n] for p in places]
 
     def _rate(self, step: int) -> float:
-        """Linear warm-up, then a cosine down to zero at the last step."""
-        rising = max(1, round(self.options.warmup * self.planned))
+        """Linear warm-up, then a cosine down to zero at the last step that the time allows."""
+        rising = max(1, round(self.options.warmup * self.last))
         if step < rising:
             return self.rate * (step + 1) / rising
-        return self.rate * 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, self.planned - rising)))
+        return self.rate * 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, self.last - rising)))
 
     def _limits(self, figures: dict[str, float]) -> str:
         """A reason to stop that the step itself shows, or nothing."""
@@ -317,19 +325,31 @@ class _Trainer:
             return f"the gradient's norm {figures['grad_norm']:.3g} is over 100 times its median {usual:.3g}"
         return ""
 
+    def _fitting(self) -> int:
+        """The last step that fits into the time, by the speed so far. A run that is merely cut off has learnt with a rate that never fell.
+
+        In tenths of the whole schedule and with five percent of grace, so that runs on one machine are planned alike.
+        """
+        if self.options.minutes is None or self.step < TIMED:
+            return self.last
+        fits = self.step + (60 * self.options.minutes - self.seconds) / (self.seconds / self.step)
+        if fits >= 0.95 * self.last:
+            return self.last
+        return max(self.step, self.planned * int(10 * fits / self.planned) // 10)
+
     def _spent(self) -> str:
         """A reason to stop when time is up; not kept in checkpoints, since a resumed run may be given more."""
-        if self.options.minutes is not None and self.seconds > 60 * self.options.minutes and self.step < self.planned:
+        if self.options.minutes is not None and self.seconds > 1.1 * 60 * self.options.minutes and self.step < self.last:
             return f"the budget of {self.options.minutes:g} minutes is spent"
         return ""
 
-    def _agreed(self, stop: str) -> str:
+    def _agreed(self, said: T) -> T:
         """What the main process says: clocks differ, and a process that stops alone leaves the others waiting."""
         if self.accelerator.num_processes > 1:
-            said = [stop]
-            torch.distributed.broadcast_object_list(said, src=0)
-            return said[0]
-        return stop
+            told = [said]
+            torch.distributed.broadcast_object_list(told, src=0)
+            return told[0]
+        return said
 
     def _save(self) -> None:
         self.accelerator.wait_for_everyone()
@@ -337,6 +357,7 @@ class _Trainer:
             state = {
                 "identity": self._identity(),
                 "origin": self.origin,
+                "last": [self.last, self.options.minutes],
                 "stop": self.stop,
                 "seconds": self.seconds,
                 "tokens": self.tokens,
@@ -355,6 +376,8 @@ class _Trainer:
         self.trainables.publish()
         self.step, self.seconds, self.tokens, self.naive = state["step"], state["seconds"], state["tokens"], state["naive"]
         self.history, self.watched, self.norms, self.stop = state["history"], state["watched"], state["norms"], state["stop"]
+        last, minutes = state["last"]
+        self.last = last if minutes == self.options.minutes else self.planned  # other time, another plan
 
     def _admit(self, state: dict[str, Any]) -> None:
         """Raises DataError unless the checkpoint is of this very training."""

@@ -35,4 +35,4 @@ class TrainOptions(BaseModel):
     watch_every: int = Field(default=0, ge=0)
     """Steps between looks at fresh samples; 0 looks at the end only."""
     minutes: float | None = Field(default=None, gt=0)
-    """Stop after this many minutes of training, counted over resumptions."""
+    """Time for training, counted over resumptions. When the first steps show that the schedule takes longer, it is shortened to fit."""
