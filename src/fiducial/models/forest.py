@@ -29,6 +29,10 @@ WIDEST = 2
 """In a padded row the longest group is at most this many times as long as the shortest."""
 CALL = 24.0
 """Fixed cost of one forward pass, in tokens; measured for SmolLM2-135M on a CPU."""
+STEP = 120.0
+"""The same for a forward and backward pass with an adapter."""
+CAUSAL = 2.0
+"""A plain causal pass has its crossover this many times further on: it skips the half of the pairs that a dense mask computes and hides."""
 MAX_ROW = 8192
 """Longest row with a dense mask: 64 MiB of booleans."""
 
@@ -157,12 +161,13 @@ def common(a: Sequence[int], b: Sequence[int]) -> int:
     return n if a[:n] == b[:n] else bisect_left(range(n), True, key=lambda i: a[: i + 1] != b[: i + 1])
 
 
-def plan(paths: Paths, *, budget: int = 800, backend: str = "tree", keep_last: bool = False, crossover: float = CROSSOVER) -> list[Row]:
+def plan(paths: Paths, *, budget: int = 800, backend: str = "tree", keep_last: bool = False, crossover: float = CROSSOVER, call: float = CALL) -> list[Row]:
     """Rows of at most about `budget` tokens that together hold every path once, longest row first.
 
     `backend`: "tree" shares every common beginning, also between groups; "split" does so but cuts every group into at least two
     rows; "kv" shares each group's common prefix; "padded" shares nothing; "auto" is "tree" where that is cheaper and "padded"
-    elsewhere. A group is divided over rows only when its tree exceeds the budget. `keep_last` makes last tokens nodes.
+    elsewhere. A group is divided over rows only when its tree exceeds the budget. `keep_last` makes last tokens nodes. `crossover` is the
+    row length at which attention costs as much as the linear layers, `call` the fixed cost of a pass; both in tokens.
     """
     if budget < 1:
         raise DataError(f"a row budget of {budget} tokens holds nothing", hint="use 400 to 1600 on a CPU")
@@ -173,9 +178,9 @@ def plan(paths: Paths, *, budget: int = 800, backend: str = "tree", keep_last: b
     groups = list(members.values())
     layouts: list[tuple[Form, list[int]]] = []
     if backend in ("tree", "split", "auto"):
-        clusters = _clusters(groups, fed, budget, crossover, split=backend == "split")
-        shared = [backend != "auto" or _shares(cluster, fed, crossover) for cluster in clusters]
-        layouts += [("tree", row) for row in _first_fit([cluster for cluster, yes in zip(clusters, shared, strict=True) if yes], fed, budget, crossover)]
+        clusters = _clusters(groups, fed, budget, crossover, call, split=backend == "split")
+        shared = [backend != "auto" or _shares(cluster, paths.group, fed, budget, crossover) for cluster in clusters]
+        layouts += [("tree", row) for row in _first_fit([cluster for cluster, yes in zip(clusters, shared, strict=True) if yes], fed, budget, crossover, call)]
         groups = _regroup([cluster for cluster, yes in zip(clusters, shared, strict=True) if not yes], paths.group)
     if backend == "kv":
         together = [group for group in groups if len(group) > 1 and common(fed[group[0]], fed[group[-1]])]
@@ -195,7 +200,7 @@ def stats(paths: Paths, rows: Sequence[Row], *, crossover: float = CROSSOVER) ->
     longest: dict[int, int] = {}
     for group, length in zip(paths.group, lengths, strict=True):
         longest[group] = max(length, longest.get(group, 0))
-    naive = sum(_cost(length, crossover) for length in lengths)
+    naive = sum(_cost(length, CAUSAL * crossover) for length in lengths)
     planned = sum(_row_cost(row, crossover) for row in rows)
     return PlanStats(
         naive=sum(lengths),
@@ -232,7 +237,7 @@ def _cost(length: float, crossover: float) -> float:
 
 def _row_cost(row: Row, crossover: float) -> float:
     if row.form == "padded":
-        return CALL + len(row.paths) * _cost(int(row.pos.max()) + 1, crossover)
+        return CALL + len(row.paths) * _cost(int(row.pos.max()) + 1, CAUSAL * crossover)
     return CALL + _cost(len(row.ids), crossover)
 
 
@@ -241,12 +246,12 @@ def _size(cluster: Sequence[int], fed: list[Tokens]) -> int:
     return len(fed[cluster[0]]) + sum(len(fed[b]) - common(fed[a], fed[b]) for a, b in pairwise(cluster)) if cluster else 0
 
 
-def _join_pays(a: int, b: int, shared: int, crossover: float) -> bool:
+def _join_pays(a: int, b: int, shared: int, crossover: float, call: float) -> bool:
     """Whether one row for trees of `a` and `b` nodes is cheaper than two: it saves a call and what they share, but attends across."""
-    return CALL + shared > 2.0 * a * (b - shared) / crossover
+    return call + shared > 2.0 * a * (b - shared) / crossover
 
 
-def _clusters(groups: list[list[int]], fed: list[Tokens], budget: int, crossover: float, *, split: bool) -> list[list[int]]:
+def _clusters(groups: list[list[int]], fed: list[Tokens], budget: int, crossover: float, call: float, *, split: bool) -> list[list[int]]:
     """Groups that share a beginning drawn together up to the budget; larger groups cut. Groups come in lexicographic order."""
     clusters: list[list[int]] = []
     held, previous = 0, None
@@ -257,7 +262,7 @@ def _clusters(groups: list[list[int]], fed: list[Tokens], budget: int, crossover
             previous = None
             continue
         shared = common(fed[previous], fed[group[0]]) if previous is not None else 0
-        if shared and held + size - shared <= budget and _join_pays(held, size, shared, crossover):
+        if shared and held + size - shared <= budget and _join_pays(held, size, shared, crossover, call):
             clusters[-1] += group
             held += size - shared
         else:
@@ -287,18 +292,19 @@ def _cut(group: list[int], fed: list[Tokens], size: int, budget: int, crossover:
     return [*cuts, current]
 
 
-def _shares(cluster: list[int], fed: list[Tokens], crossover: float) -> bool:
-    """Whether the packed form of a cluster costs less than its paths side by side."""
-    apart = sum(_cost(len(fed[index]), crossover) for index in cluster)
+def _shares(cluster: list[int], group: Sequence[int], fed: list[Tokens], budget: int, crossover: float) -> bool:
+    """Whether the packed form of a cluster costs less than its paths side by side, the places that padding fills included."""
+    batches = _batches(_regroup([cluster], group), fed, budget)
+    apart = sum(len(batch) * _cost(max(len(fed[index]) for index in batch), CAUSAL * crossover) for batch in batches)
     return len(cluster) > 1 and _cost(_size(sorted(cluster, key=lambda index: fed[index]), fed), crossover) < apart
 
 
-def _first_fit(clusters: list[list[int]], fed: list[Tokens], budget: int, crossover: float) -> list[list[int]]:
+def _first_fit(clusters: list[list[int]], fed: list[Tokens], budget: int, crossover: float, call: float) -> list[list[int]]:
     """Bins packed into rows, largest first, each into the first row with room where joining pays."""
     rows: list[list[int]] = []
     held: list[int] = []
     for size, cluster in sorted(((_size(sorted(cluster, key=lambda index: fed[index]), fed), cluster) for cluster in clusters), key=lambda item: -item[0]):
-        fits = (number for number, nodes in enumerate(held) if nodes + size <= budget and _join_pays(nodes, size, 0, crossover))
+        fits = (number for number, nodes in enumerate(held) if nodes + size <= budget and _join_pays(nodes, size, 0, crossover, call))
         number = next(fits, None)
         if number is None:
             rows.append(list(cluster))

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from fiducial.core.errors import DataError, ModelError
-from fiducial.models.forest import MAX_ROW, Paths, Row, plan
+from fiducial.models.forest import CALL, MAX_ROW, STEP, Paths, Row, plan
 from fiducial.models.head import HeadScores, module_logprobs, selected_logprobs
 from fiducial.models.passes import Wanted, anatomy, run
 from fiducial.models.selfcheck import Verdict, check
@@ -25,9 +25,9 @@ Backend = Literal["auto", "tree", "kv", "split", "padded", "flex"]
 Place = Literal["leaf", "prompt_end", "scored"]
 CPU_BUDGET, GPU_BUDGET = 800, 2048
 """Tokens per row. On a CPU 400 to 1600 measured alike; a GPU wants more work per launch, within the dense mask's quadratic cost."""
-MASKED = {False: 0.6, True: 0.3}
+MASKED = 0.45
 """On a CPU attention under a dense mask is slower than its operations say: the part of the computed crossover at which packed rows
-broke even, without and with gradients; measured for SmolLM2-135M in bfloat16."""
+broke even; measured for SmolLM2-135M in bfloat16."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -104,21 +104,22 @@ class Engine:
             )
         # One row has one set of rotary frequencies, chosen by its longest path; a cached prefix is run apart, so it may have the other.
         sides = [[i for i, n in enumerate(fed) if (turn is not None and n > turn) == long] for long in (False, True)]
-        crossover = self._part.crossover * (MASKED[grad] if self._part.device.type == "cpu" else 1.0)
+        crossover = self._part.crossover * (MASKED if self._part.device.type == "cpu" else 1.0)
         second = "padded" if name == "kv" else name
-        rows = [*self._rows(paths, sides[0], name, keep_last, crossover), *self._rows(paths, sides[1], second, keep_last, crossover)]
+        rows = [*self._rows(paths, sides[0], name, keep_last, crossover, grad), *self._rows(paths, sides[1], second, keep_last, crossover, grad)]
         return sorted(rows, key=lambda row: -len(row.ids))
 
     def _unpacked(self, limit: int) -> None:
         if self._asked != "auto":
             raise ModelError(f"packed rows are only shown right up to the window of {limit} tokens, and a path or row is longer", hint='use backend="auto"')
 
-    def _rows(self, paths: Paths, chosen: list[int], name: str, keep_last: bool, crossover: float) -> list[Row]:
+    def _rows(self, paths: Paths, chosen: list[int], name: str, keep_last: bool, crossover: float, grad: bool) -> list[Row]:
         """Rows of the paths `chosen` [indices, ascending]; none that shares reaches beyond a window of unknown measure."""
         foreign = self._part.limits.foreign
         budget = self.budget if foreign is None or name == "padded" else min(self.budget, foreign)
         form = {"tree": "auto" if self._asked == "auto" else "tree", "flex": "tree"}.get(name, name)
-        some = plan(paths.select(chosen), budget=budget, backend=form, keep_last=keep_last, crossover=crossover) if chosen else []
+        call = STEP if grad else CALL
+        some = plan(paths.select(chosen), budget=budget, backend=form, keep_last=keep_last, crossover=crossover, call=call) if chosen else []
         rows = [replace(row, paths=[chosen[local] for local in row.paths]) for row in some]
         wide = [row for row in rows if foreign is not None and len(row.ids) > foreign and row.form != "padded" and not row.chain]
         if not wide:
@@ -126,7 +127,7 @@ class Engine:
         assert foreign is not None
         self._unpacked(foreign)
         kept = [row for row in rows if not any(row is other for other in wide)]
-        return kept + self._rows(paths, sorted(index for row in wide for index in row.paths), "padded", keep_last, crossover)
+        return kept + self._rows(paths, sorted(index for row in wide for index in row.paths), "padded", keep_last, crossover, grad)
 
     def score(self, paths: Paths, *, grad: bool = False, temperature: float = 1.0, hidden: Mapping[str, Any] | None = None, entropy: bool = False) -> Scores:
         """Scores of all paths, in their order. With `grad`, the activations of all rows are held; `stream` holds one row's.
