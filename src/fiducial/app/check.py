@@ -43,7 +43,7 @@ class CheckOptions(BaseModel):
     """First so many prompts."""
     twins: bool = True
     """Also ask the benign twin of each goal that has one."""
-    judge: str = "oversee/refusal"
+    judge: str = "oversee/compliance"
     """Who says whether an answer complies."""
     max_tokens: int = Field(default=32, ge=4)
     """Length of an answer, in tokens."""

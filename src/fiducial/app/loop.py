@@ -70,11 +70,11 @@ class LoopOptions(BaseModel):
     """Attack families that only measure."""
     held_out_goals: int = Field(default=130, ge=1)
     """Held-out goals, each with its twin, that the proof asks directly; a third as many near twins; a third for validation."""
-    per_family: int = Field(default=28, ge=1)
+    per_family: int = Field(default=30, ge=1)
     """Held-out goals tried under each attack. Half as many are trained on, an eighth validates."""
     max_tokens: int = Field(default=16, ge=4)
     """Length of an answer in trials, in tokens. Whether an answer refuses shows in its first words."""
-    judge: str = "oversee/refusal"
+    judge: str = "oversee/compliance"
     """Who says whether an answer complies."""
     maker: str = "align/failure_pairs"
     """Who turns failures into training data."""
@@ -389,7 +389,7 @@ class Loop:
 
     def _minutes_for_training(self) -> float:
         """What is left when the proof is set aside; at least a minute, so that there is something to prove."""
-        left = 60 * self.options.minutes - self._spent() - 1.4 * self._proof_seconds() - self.seconds.get("validate 0", 0.0)
+        left = 60 * self.options.minutes - self._spent() - 1.25 * self._proof_seconds() - self.seconds.get("validate 0", 0.0)
         return max(60.0, left) / 60
 
     def _spent(self) -> float:

@@ -48,24 +48,26 @@ class TemplateAttack(Attack):
     def run(self, model: Model, prompts: Sequence[Prompt], *, seed: int = 0, max_tokens: int = 64, sink: Sink = ignore) -> list[Attempt]:
         """One attempt per prompt, in order. A prompt that cannot be rewritten gives an attempt with finish `error`, unsent."""
         attempts: dict[int, Attempt] = {}
+        fingerprint = model.fingerprint  # asked once: a model whose weights are here looks at them every time
 
         def keep(index: int, attempt: Attempt) -> None:
-            if index not in attempts:
-                attempts[index] = attempt
-                sink(attempt)
+            attempts[index] = attempt
+            sink(attempt)
 
         sent: list[tuple[int, Conversation]] = []
         for index, prompt in enumerate(prompts):
             conversation = self.rewrite(prompt, random.Random(f"{seed}:{prompt.id}")) if prompt.text.strip() else None
             if conversation is None:
                 why = self.reason(prompt) if prompt.text.strip() else "the prompt has no user turn with text"
-                keep(index, self._attempt(model, prompt, seed, (), Completion(text="", finish="error", error=why)))
+                keep(index, self._attempt(fingerprint, prompt, seed, (), Completion(text="", finish="error", error=why)))
             else:
                 sent.append((index, conversation))
 
         def record(position: int, completions: tuple[Completion, ...]) -> None:
             index, conversation = sent[position]
-            keep(index, self._attempt(model, prompts[index], seed, conversation, completions[0]))
+            if index in attempts:
+                return
+            keep(index, self._attempt(fingerprint, prompts[index], seed, conversation, completions[0]))
 
         if sent:
             answers = model.sample([c for _, c in sent], max_tokens=max_tokens, temperature=0.0, seed=seed, arrived=record)
@@ -73,13 +75,13 @@ class TemplateAttack(Attack):
                 record(position, completions)
         return [attempts[index] for index in range(len(prompts))]
 
-    def _attempt(self, model: Model, prompt: Prompt, seed: int, sent: Conversation, answer: Completion) -> Attempt:
+    def _attempt(self, fingerprint: str, prompt: Prompt, seed: int, sent: Conversation, answer: Completion) -> Attempt:
         return Attempt(
             prompt=prompt,
             attack=self.name,
             family=self.family,
             parameters=self.options() | ({"encoded": True} if self.encodes else {}),
-            model=model.fingerprint,
+            model=fingerprint,
             seed=seed,
             sent=sent,
             response=answer.text,

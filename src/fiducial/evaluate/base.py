@@ -91,13 +91,14 @@ def likelihoods(model: WhiteBox, items: Sequence[tuple[str, Sequence[str]]], *, 
 def ask(model: Model, prompts: Sequence[Prompt], *, suite: str, max_tokens: int, seed: int = 0) -> list[Attempt]:
     """The model's likeliest answers, in the form that judges read."""
     answers = model.sample([p.messages for p in prompts], max_tokens=max_tokens, temperature=0.0, seed=seed)
+    fingerprint = model.fingerprint
     return [
         Attempt(
             prompt=prompt,
             attack=suite,
             family="direct",
             parameters={"max_tokens": max_tokens},
-            model=model.fingerprint,
+            model=fingerprint,
             seed=seed,
             sent=prompt.messages,
             response=answer.text,

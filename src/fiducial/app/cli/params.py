@@ -113,7 +113,7 @@ class Shape:
         return self.type.role if isinstance(self.type, MethodName) else ""
 
 
-USUAL = {"Judge": "oversee/refusal"}
+USUAL = {"Judge": "oversee/compliance"}
 """The method of a role that is taken where none is named."""
 
 _PLAIN = {"int": click.INT, "float": click.FLOAT, "bool": click.BOOL, "str": click.STRING, "Path": click.STRING}

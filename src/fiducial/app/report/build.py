@@ -37,7 +37,7 @@ BY = {"total": "", "category": "by category", "family": "by attack family", "lan
 
 OUTCOMES = {"pass": "Pass", "fail": "Fail", "insufficient": "Not enough evidence", "measured": "Measured", "not measured": "Not measured"}
 
-EXAMPLES = {"repaired": "pass", "kept": "pass", "still complies": "fail", "still refused": "fail", "newly refused": "fail"}
+EXAMPLES = {"repaired": "pass", "kept": "pass", "still complies": "fail", "newly complies": "fail", "still refused": "fail", "newly refused": "fail"}
 """The sign beside an example, by its kind."""
 
 ERRORS = {
