@@ -2,6 +2,7 @@ from dataclasses import replace
 
 import pytest
 
+from fiducial.align import failure_pairs
 from fiducial.align.failure_pairs import FailurePairs, refusal
 from fiducial.core import registry
 from fiducial.core.errors import ConfigError
@@ -75,7 +76,8 @@ def test_an_answer_that_was_cut_off_says_so():
     assert group.completions[0].finish == "length"
 
 
-def test_the_refusal_depends_on_prompt_and_seed_alone():
+def test_the_refusal_depends_on_prompt_and_seed_alone(monkeypatch):
+    monkeypatch.setattr(failure_pairs, "_refusals", lambda: {"en": ["No.", "No, sorry."], "zh": ["不。"]})
     many = [replace_text(GOAL, f"goal {n}") for n in range(40)]
     assert len({refusal(p) for p in many}) > 1
     assert [refusal(p, 1) for p in many] != [refusal(p, 2) for p in many]

@@ -5,11 +5,12 @@ import re
 import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from fiducial.app.report import build, charts, render
-from fiducial.app.report.build import LONGEST, points
+from fiducial.app.report.build import EXAMPLES, LONGEST, points
 from fiducial.app.report.hidden import visible
 from fiducial.app.summary import Capability, Example, Point, Slice, Summary, Tally, Training
 from fiducial.core.errors import DataError
@@ -455,3 +456,7 @@ def test_a_browser_opens_the_page_without_a_request_or_a_script(tmp_path):
     assert "<img" not in text
     assert asked == set()
     assert opened(careless)[1] == {"http://probe.invalid/x"}, "the log would not have shown a request"
+
+
+def test_every_kind_of_example_has_its_colour():
+    assert set(get_args(Example.model_fields["kind"].annotation)) == set(EXAMPLES)

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 class LoopTraining(TrainOptions):
     """How the loop trains: what a model of 135 million parameters needs to change its behaviour on about a thousand short groups."""
 
-    epochs: float = Field(default=1.5, gt=0)
+    epochs: float = Field(default=2.0, gt=0)
     """Passes over the groups."""
     batch: int = Field(default=16, ge=1)
     """Groups per optimizer step."""

@@ -8,16 +8,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from fiducial.models.attention import products
 from fiducial.models.limits import limits
 
 __all__ = ["Decoder", "base_of", "mask_style"]
@@ -38,7 +35,6 @@ AGREEMENT = {torch.float64: 1e-4, torch.float32: 1e-4}
 AGREEMENT_16_BITS = 0.1
 """The same in 16 bits, where two plain forwards of different shape were 0.01 to 0.05 apart (SmolLM2-135M), as far as each from 32 bits."""
 
-_NAME = "fiducial_rows"
 _REFUSALS = (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError)
 _styles: dict[tuple[object, ...], MaskStyle | None] = {}
 
@@ -217,40 +213,13 @@ class Decoder:
         hook = self.head.register_forward_pre_hook(narrow) if ids.shape[1] > 1 else None
         try:
             mask = _masks(self.config, self.style, positions, keys, self.dtype)
-            with _row_attention(self.config, self.device):
+            with products(self.config, self.device):
                 out = self.module(input_ids=ids.to(self.device), attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True)
         finally:
             if hook is not None:
                 hook.remove()
         logits: Tensor = out.logits[:, -1]
         return logits
-
-
-@contextmanager
-def _row_attention(config: Any, device: torch.device) -> Iterator[None]:
-    """A model on a CPU that uses torch's fused attention attends single tokens by two batched products instead, which is faster."""
-    before = config._attn_implementation
-    if before == "sdpa" and device.type == "cpu":
-        config._attn_implementation = _NAME
-    try:
-        yield
-    finally:
-        config._attn_implementation = before
-
-
-def _attend(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, scaling: float | None = None, **kwargs: Any) -> Any:
-    """Attention of one query per row, heads grouped by the key they share; all else as transformers does it."""
-    if query.shape[2] != 1 or attention_mask is None or kwargs.get("position_bias") is not None:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
-    b, heads, _, width = query.shape
-    grouped = (query * (width**-0.5 if scaling is None else scaling)).view(b, key.shape[1], -1, width)
-    scores = torch.matmul(grouped, key.transpose(2, 3)).float() + attention_mask
-    out = torch.matmul(torch.softmax(scores, -1).to(value.dtype), value)
-    return out.view(b, 1, heads, -1), None
-
-
-ALL_ATTENTION_FUNCTIONS.register(_NAME, _attend)
-ALL_MASK_ATTENTION_FUNCTIONS.register(_NAME, sdpa_mask)
 
 
 @torch.no_grad()

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fiducial.core.errors import ModelError
+from fiducial.models.attention import products
 from fiducial.models.forest import Row, additive, visible
 from fiducial.models.limits import Limits, limits
 
@@ -212,7 +213,7 @@ def run(part: Anatomy, row: Row, wanted: Wanted, *, mask: Mask | None = None, ma
     final: list[Tensor] = []
     caught: dict[int, list[Tensor]] = {layer: [] for layer in wanted.layers}
     for call in _calls(part, row, mask, masked):
-        with _capture(part, call, wanted, caught):
+        with _capture(part, call, wanted, caught), products(part.causal.config.get_text_config(), part.device):
             if wanted.logits:
                 final.append(call.take(part.causal(**call.inputs).logits, wanted.final))
             else:
