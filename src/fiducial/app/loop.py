@@ -32,6 +32,10 @@ if TYPE_CHECKING:
     from fiducial.models.local import LocalModel
 
 
+REST = 15.0
+"""Seconds for what is no stage: importing, opening the model, the report."""
+
+
 class LoopTraining(TrainOptions):
     """How the loop trains: what a model of 135 million parameters needs to change its behaviour on about a thousand short groups."""
 
@@ -389,7 +393,8 @@ class Loop:
 
     def _minutes_for_training(self) -> float:
         """What is left when the proof is set aside; at least a minute, so that there is something to prove."""
-        left = 60 * self.options.minutes - self._spent() - 1.25 * self._proof_seconds() - self.seconds.get("validate 0", 0.0)
+        aside = 1.25 * self._proof_seconds() + self.seconds.get("validate 0", 0.0) + REST
+        left = 60 * self.options.minutes - self._spent() - aside
         return max(60.0, left) / 60
 
     def _spent(self) -> float:
