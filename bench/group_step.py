@@ -114,7 +114,7 @@ def trainer_of(base: Any, tokenizer: Any, policy: Any) -> Iterator[Any]:
             peft_config=twins.peft_config(),
         )
         twins.same_adapter(policy, trainer.model)
-        trainer.model.train()
+        twins.attending_by_products(trainer.model).train()
         trainer.current_gradient_accumulation_steps = 1
         yield trainer
 
