@@ -3,13 +3,13 @@
 import ast
 import json
 import re
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 
 from fiducial.core import registry
 from fiducial.core.errors import ConfigError
-from fiducial.core.records import Attempt, Decision, Group, Prompt, Verdict, user
+from fiducial.core.records import Attempt, Completion, Decision, Group, Prompt, Verdict, user
 from fiducial.core.roles import ROLES
 from fiducial.models.scripted import ScriptedModel
 
@@ -128,23 +128,30 @@ def test_a_gate_without_evidence_does_not_pass(card):
 
 @of("Objective")
 def test_an_objective_gives_one_finite_loss_per_group_and_a_gradient(card):
+    """Whatever it reads: single tokens, values before them, scores of a head, mismatched pairs."""
     import torch
 
     from fiducial.training.objective import layout
+    from fiducial.training.policy_gradient import SampledObjective
 
     objective = made(card)
-    prompt = Prompt(messages=user("a"))
-    from fiducial.core.records import Completion
-
-    count = max(2, objective.least)
-    groups = [Group(prompt=prompt, completions=tuple(Completion(text=str(k)) for k in range(count))) for _ in range(3)]
-    parts = layout(groups, [[2, 3, *[4] * (count - 2)]] * 3)
-    logp = torch.full((3, count), -5.0, requires_grad=True)
-    policy = parts.with_logp(logp)
-    losses = objective(policy, parts.with_logp(torch.full((3, count), -5.0)) if objective.needs_reference else None)
-    assert losses.shape == (3,)
+    answers = [Completion(text="abcd", ends=(2, 4), values=(1.0, 0.0)) for _ in range(max(2, objective.least))]
+    group = objective.prepare(Group(prompt=Prompt(messages=user("a")), completions=tuple(answers), rewards=(1.0, -1.0, *[0.0] * (len(answers) - 2))))
+    lengths = [[2 + k for k in range(len(group.completions))]] * 3
+    count = 3 * sum(lengths[0])
+    parts = layout([group] * 3, lengths, {"value": torch.arange(count) % 2 - 0.5})
+    logp, values = (torch.linspace(-2, -1, count).requires_grad_() for _ in range(2))
+    scores = torch.linspace(-1, 1, parts.mask.numel()).view(parts.mask.shape).requires_grad_()
+    reference = replace(parts.with_tokens(torch.full((count,), -1.5)), mismatched=torch.tensor([-5.0]))
+    if isinstance(objective, SampledObjective):
+        given = objective.lessons(parts.with_tokens(logp.detach(), values.detach()), reference, room=10).given
+        parts = replace(parts, tokens=replace(parts.tokens, given=dict(given)))
+    policy = replace(parts.with_tokens(logp, values), scores=scores, mismatched=torch.tensor([-4.0]))
+    losses = objective(policy, reference if objective.needs_reference else None)
+    assert losses.shape == objective.size(parts).shape == (3,)
     assert losses.isfinite().all()
-    losses.sum().backward()
-    assert logp.grad.isfinite().all()
-    assert logp.grad.abs().sum() > 0
-    assert all(isinstance(v, float) for v in objective.metrics(policy.with_logp(logp.detach()), parts.with_logp(logp.detach())).values())
+    pulls = torch.autograd.grad(losses.sum(), [logp, scores], allow_unused=True, materialize_grads=True)
+    assert all(pull.isfinite().all() for pull in pulls)
+    assert sum(float(pull.abs().sum()) for pull in pulls) > 0
+    with torch.no_grad():
+        assert all(isinstance(v, float) for v in objective.metrics(policy, reference).values())

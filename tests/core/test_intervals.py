@@ -1,10 +1,11 @@
-from math import inf, isnan, sqrt
+from itertools import combinations
+from math import inf, isnan, log, sqrt
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fiducial.core.intervals import Z95, Rate, corrected_rate, difference, mcnemar, mean, paired_difference
+from fiducial.core.intervals import Z95, Rate, best_of_n, best_of_n_kl, corrected_rate, difference, mcnemar, mean, paired_difference
 
 # twelve items in four clusters of three; the sums below are worked by hand
 S = [1, 1, 0, 1, 0, 0, 1, 1, 1, 0, 0, 0]
@@ -130,3 +131,30 @@ def test_the_constant_is_the_975_quantile_of_the_normal_distribution():
     from statistics import NormalDist
 
     assert pytest.approx(NormalDist().inv_cdf(0.975)) == Z95
+
+
+@pytest.mark.parametrize("n", range(1, 9))
+def test_the_best_of_n_estimate_equals_brute_force_over_all_subsets(n):
+    proxy = [0.3, -1.0, 2.5, 0.3, 0.9, 1.1, -0.2, 0.3]  # three ties
+    gold = [1.0, 0.0, 0.2, 0.5, 1.0, 0.0, 0.7, 0.1]
+
+    def best(subset):
+        top = max(proxy[i] for i in subset)
+        tied = [gold[i] for i in subset if proxy[i] == top]
+        return sum(tied) / len(tied)
+
+    subsets = list(combinations(range(8), n))
+    assert best_of_n(proxy, gold, n) == pytest.approx(sum(map(best, subsets)) / len(subsets))
+
+
+def test_the_best_of_all_is_the_top_sample_and_of_one_the_mean():
+    assert best_of_n([1.0, 3.0, 2.0], [5.0, 7.0, 6.0], 3) == 7.0
+    assert best_of_n([1.0, 3.0, 2.0], [5.0, 7.0, 9.0], 1) == pytest.approx(7.0)
+    assert best_of_n_kl(1) == 0.0
+    assert best_of_n_kl(4) == pytest.approx(log(4) - 0.75)
+
+
+@pytest.mark.parametrize(("proxy", "gold", "n"), [([1.0], [1.0], 2), ([1.0], [1.0], 0), ([1.0, 2.0], [1.0], 1)])
+def test_a_best_of_more_than_there_are_is_an_error(proxy, gold, n):
+    with pytest.raises(ValueError, match="n must lie in"):
+        best_of_n(proxy, gold, n)

@@ -125,3 +125,11 @@ def test_a_number_that_is_not_finite_is_null_on_disk_and_nan_when_read():
 def test_a_null_where_no_number_belongs_is_refused():
     with pytest.raises(ValidationError, match="valid string"):
         Completion.parse('{"v": 1, "text": null, "logprobs": [null]}')
+
+
+def test_parts_of_a_text_have_one_value_each_and_rising_ends():
+    completion = Completion(text="a\nb\n", ends=(2, 4), values=(1.0, None))
+    assert Completion.parse(completion.line()) == completion
+    for ends, values in (((2,), ()), ((2, 2), (1.0, 1.0)), ((0, 2), (1.0, 1.0)), ((5,), (1.0,))):
+        with pytest.raises(ValueError, match=r"parts but|ends must rise"):
+            Completion(text="a\nb\n", ends=ends, values=values)

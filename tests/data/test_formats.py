@@ -41,8 +41,26 @@ def group(*texts, rewards=None, targets=None, question="Q"):
         {"prompt": "Q", "chosen": [says("Q"), says("good", "assistant")], "rejected": [says("Q"), says("bad", "assistant")]},
         {"chosen": [says("Q"), says("good", "assistant")], "rejected": [says("Q"), says("bad", "assistant")]},
         {"chosen": "\n\nHuman: Q\n\nAssistant: good", "rejected": "\n\nHuman: Q\n\nAssistant: bad"},
+        {"chosen": "Human: Q\n\nAssistant: good", "rejected": "Human: Q\n\nAssistant: bad"},
+        {"prompt": "\n\nHuman: Q\n\nAssistant:", "chosen": " good", "rejected": " bad"},
+        {"prompt": "\n\nHuman: Q", "chosen": "good", "rejected": "bad"},
+        {"prompt": "\n\nHuman: Q", "chosen": "\n\nHuman: Q\n\nAssistant: good", "rejected": "\n\nHuman: Q\n\nAssistant: bad"},
+        {"prompt": [says("Q")], "chosen": "good", "rejected": "bad"},
+        {"chosen": "Q good", "rejected": "Q bad"},
     ],
-    ids=["text", "messages", "prompt twice", "implicit prompt", "transcript"],
+    ids=[
+        "text",
+        "messages",
+        "prompt twice",
+        "implicit prompt",
+        "transcript",
+        "transcript without leading lines",
+        "transcript as prompt",
+        "transcript without answer turn",
+        "transcript in all",
+        "messages and text",
+        "implicit prompt as text",
+    ],
 )
 def test_a_preference_is_read_in_every_shape(tmp_path, row):
     found = one(tmp_path, row)
@@ -56,6 +74,28 @@ def test_an_implicit_prompt_may_have_several_turns(tmp_path):
     found = one(tmp_path, {"chosen": [*turns, says("good", "assistant")], "rejected": [*turns, says("bad", "assistant")]})
     assert [m.content for m in found.prompt.messages] == ["Be kind.", "a", "b", "c"]
     assert answers(found) == ("good", "bad")
+
+
+def test_an_implicit_prompt_as_text_ends_with_a_whole_word_and_is_remarked_on(tmp_path, caplog):
+    path = file(tmp_path, {"chosen": "The sky is blue.", "rejected": "The sky is black."}, {"chosen": "天空是什么颜色？蓝", "rejected": "天空是什么颜色？绿"})
+    with caplog.at_level(logging.WARNING):
+        sky, himmel = read_groups(path)
+    assert (sky.prompt.text, answers(sky)) == ("The sky is", ("blue.", "black."))
+    assert (himmel.prompt.text, answers(himmel)) == ("天空是什么颜色？", ("蓝", "绿"))
+    assert "2 rows of" in caplog.text
+    assert "have no prompt: what both answers begin with was taken for it" in caplog.text
+
+
+def test_a_conversation_of_several_turns_as_transcript_keeps_its_turns(tmp_path):
+    talk = "\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant:"
+    found = one(tmp_path, {"prompt": talk, "completion": " d", "label": True})
+    assert [m.content for m in found.prompt.messages] == ["a", "b", "c"]
+    assert answers(found) == ("d",)
+
+
+def test_who_gave_a_preference_is_kept(tmp_path):
+    assert one(tmp_path, {"prompt": "Q", "chosen": "good", "rejected": "bad", "annotator": " Mara "}).annotator == "Mara"
+    assert one(tmp_path, {"prompt": "Q", "completion": "A"}).annotator == ""
 
 
 def test_scores_of_a_preference_become_its_rewards(tmp_path):
@@ -89,6 +129,9 @@ def test_language_and_category_of_a_row_are_kept(tmp_path):
         ({"prompt": "Q", "chosen": "same", "rejected": "same"}, "are the same, so this pair carries no preference"),
         ({"prompt": "", "chosen": "good", "rejected": "bad"}, "'prompt' is empty"),
         ({"chosen": "good", "rejected": "bad"}, "no turn of the user"),
+        ({"chosen": "Q", "rejected": "Q bad"}, "no turn of the user"),
+        ({"chosen": "the same ", "rejected": "the same bad"}, "'chosen' is empty"),
+        ({"prompt": "\n\nHuman: Q\n\nAssistant:", "chosen": " ", "rejected": " bad"}, "'chosen' is empty"),
         ({"chosen": [says("a"), says("good", "assistant")], "rejected": [says("b"), says("bad", "assistant")]}, "must be one turn of the assistant"),
         ({"prompt": "Q", "chosen": "good"}, "columns are prompt, chosen"),
         ({"question": "Q"}, "columns are question"),

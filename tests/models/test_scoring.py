@@ -164,14 +164,14 @@ def test_a_token_changed_in_one_path_changes_no_bit_of_another():
 
 
 @pytest.mark.parametrize("backend", ["tree", "kv", "padded"])
-@pytest.mark.parametrize("at", ["leaf", "prompt_end", "scored"])
+@pytest.mark.parametrize("at", ["leaf", "prompt_end", "scored", "before"])
 def test_hidden_states_equal_those_of_single_passes(backend, at):
     model, paths = tiny("gemma2"), questions(6)
     found = Engine(model, backend=backend, budget=40).score(paths, hidden={"layers": [0, "last"], "at": at}).hidden
     first, last = [], []
     for ids, start in zip(paths.ids, paths.start, strict=True):
         states = model(torch.tensor([ids]), output_hidden_states=True).hidden_states
-        where = {"leaf": slice(-1, None), "prompt_end": slice(start - 1, start), "scored": slice(start, None)}[at]
+        where = {"leaf": slice(-1, None), "prompt_end": slice(start - 1, start), "scored": slice(start, None), "before": slice(start - 1, -1)}[at]
         first.append(states[1][0, where])
         last.append(states[-1][0, where])
     assert (found[0] - torch.cat(first)).abs().max() < 1e-4

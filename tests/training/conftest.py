@@ -1,10 +1,17 @@
 """Groups a tiny model can be trained on in milliseconds, and models with a chosen row budget."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import pytest
 
+from fiducial.align.dft import DFT
+from fiducial.align.dpo import DPO
+from fiducial.align.kto import KTO
+from fiducial.align.reward_model import RewardModel
+from fiducial.align.sft import SFT
 from fiducial.core.records import Completion, Group, Prompt, user
+from fiducial.core.roles import Objective
 from fiducial.models.local import LocalModel
 from fiducial.models.scoring import Engine
 from fiducial.models.scripted import tiny
@@ -33,6 +40,37 @@ def budgeted(budget, seed=0):
             return self._engine
 
     return Budgeted(base.module, base.tokenizer, uri="tiny")
+
+
+@dataclass(frozen=True, slots=True)
+class Valued(Objective):
+    """Reads everything there is of single tokens: log-probabilities under policy and reference, a head's value before each, and facts."""
+
+    reads: ClassVar = ("tokens", "values")
+    needs_reference: ClassVar = True
+
+    def __call__(self, policy, reference=None):
+        ratio = (policy.tokens.logp - reference.tokens.logp).exp()
+        values = policy.tokens.values
+        loss = -ratio * (policy.tokens.given["value"] - values.detach()) + (values - 0.1 * policy.tokens.position).square()
+        return policy.summed(loss).sum(1)
+
+
+OBJECTIVES = {
+    "sft": SFT(),
+    "dpo": DPO(beta=0.5, anchor=0.3),
+    "dft": DFT(),
+    "kto": KTO(beta=0.5, undesirable_weight=0.7),
+    "reward_model": RewardModel(),
+    "valued": Valued(),
+}
+"""One of each kind: what is read of a model differs in all of them."""
+
+
+@pytest.fixture(params=OBJECTIVES)
+def objective(request):
+    """An objective of every kind."""
+    return OBJECTIVES[request.param]
 
 
 @pytest.fixture

@@ -9,7 +9,10 @@ import signal
 import sys
 from pathlib import Path
 
+from fiducial.align.dft import DFT
 from fiducial.align.dpo import DPO
+from fiducial.align.kto import KTO
+from fiducial.align.reward_model import RewardModel
 from fiducial.align.sft import SFT
 from fiducial.core.records import Completion, Group, Prompt, user
 from fiducial.models.scripted import tiny
@@ -31,11 +34,13 @@ def main(out, folder, objective, rank, epochs, kill_at="0"):
             os.kill(os.getpid(), signal.SIGKILL)
 
     model = tiny()
-    chosen = {"sft": SFT(), "dpo": DPO(beta=0.5)}[objective]
+    chosen = {"sft": SFT(), "dpo": DPO(beta=0.5), "dft": DFT(), "kto": KTO(beta=0.5), "reward_model": RewardModel()}[objective]
     options = TrainOptions(batch=3, epochs=float(epochs), learning_rate=1e-3, lora_rank=int(rank), save_every=2)
     result = train(model, groups(), chosen, options, folder=Path(folder), report=report)
     if os.environ.get("RANK", "0") == "0":
         weights = {n: p.detach().flatten().tolist() for n, p in model.module.named_parameters() if p.requires_grad}
+        if model.head:
+            weights["head"] = model.head.weight.tolist()
         found = {"fingerprint": model.fingerprint, "losses": [h["loss"] for h in result.history], "tokens": result.naive_tokens, "weights": weights}
         Path(out).write_text(json.dumps(found), encoding="utf-8")
 

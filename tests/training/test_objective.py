@@ -1,9 +1,10 @@
 """What an objective sees."""
 
+import pytest
 import torch
 
 from fiducial.core.records import Completion, Group, Prompt, user
-from fiducial.training.objective import layout
+from fiducial.training.objective import layout, preferred
 
 
 def group(count, **fields):
@@ -33,3 +34,49 @@ def test_selecting_keeps_the_given_order():
     chosen = parts.select([2, 0])
     assert chosen.weight.tolist() == [3.0, 1.0]
     assert chosen.length.tolist() == [[3], [1]]
+
+
+def with_tokens():
+    """Two groups of two and one completions, with their tokens numbered 0 to 6."""
+    parts = layout([group(2), group(1)], [[2, 1], [4]], {"number": torch.arange(7.0)})
+    return parts.with_tokens(torch.arange(7.0))
+
+
+def test_tokens_are_laid_out_by_group_completion_and_position():
+    tokens = with_tokens().tokens
+    assert tokens.group.tolist() == [0, 0, 0, 1, 1, 1, 1]
+    assert tokens.completion.tolist() == [0, 0, 1, 0, 0, 0, 0]
+    assert tokens.position.tolist() == [0, 1, 0, 0, 1, 2, 3]
+
+
+def test_sums_over_tokens_are_those_of_completions_and_numbers_of_completions_spread_over_tokens():
+    parts = with_tokens()
+    assert parts.logp.tolist() == [[1.0, 2.0], [18.0, 0.0]]
+    assert parts.spread(torch.tensor([[5.0, 6.0], [7.0, 0.0]])).tolist() == [5.0, 5.0, 6.0, 7.0, 7.0, 7.0, 7.0]
+
+
+def test_selected_groups_bring_their_tokens_in_the_given_order():
+    chosen = with_tokens().select([1, 0, 1])
+    assert chosen.tokens.logp.tolist() == [3, 4, 5, 6, 0, 1, 2, 3, 4, 5, 6]
+    assert chosen.tokens.given["number"].tolist() == chosen.tokens.logp.tolist()
+    assert chosen.tokens.group.tolist() == [0] * 4 + [1] * 3 + [2] * 4
+    assert chosen.summed(chosen.tokens.logp).tolist() == chosen.logp.tolist()
+
+
+def test_groups_without_tokens_cannot_be_given_any():
+    with pytest.raises(ValueError, match="without their tokens"):
+        layout([group(1)], [[1]]).with_tokens(torch.zeros(1))
+
+
+def test_known_tokens_are_counted():
+    parts = layout([group(1), group(1)], [[2], [1]], {"value": torch.tensor([1.0, float("nan"), 0.0])})
+    assert parts.count("value").tolist() == [1.0, 1.0]
+    with pytest.raises(ValueError, match="'other'"):
+        parts.known("other")
+
+
+def test_completions_of_no_share_are_no_examples():
+    assert preferred(group(2)).completions == group(1).completions
+    assert preferred(group(3, targets=(0.0, 0.5, 0.5), rewards=(1.0, 2.0, 3.0))).rewards == (2.0, 3.0)
+    whole = group(2, targets=(0.5, 0.5))
+    assert preferred(whole) is whole

@@ -21,19 +21,20 @@ def run(tmp_path, name, *args, launcher=(sys.executable,), folder=None):
 
 
 @pytest.mark.slow
-def test_a_killed_training_taken_up_again_ends_with_the_same_weights(tmp_path):
-    done, whole = run(tmp_path, "whole", "dpo", 4, 3)
+@pytest.mark.parametrize("objective", ["dpo", "kto", "reward_model"])
+def test_a_killed_training_taken_up_again_ends_with_the_same_weights(tmp_path, objective):
+    done, whole = run(tmp_path, "whole", objective, 4, 3)
     assert done.returncode == 0, done.stderr
-    killed, nothing = run(tmp_path, "killed", "dpo", 4, 3, 5, folder="again")
+    killed, nothing = run(tmp_path, "killed", objective, 4, 3, 5, folder="again")
     assert (killed.returncode, nothing) == (-signal.SIGKILL, None)
-    done, again = run(tmp_path, "again", "dpo", 4, 3)
+    done, again = run(tmp_path, "again", objective, 4, 3)
     assert done.returncode == 0, done.stderr
     assert again["fingerprint"] == whole["fingerprint"]
     assert again["losses"] == whole["losses"]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("objective", "rank"), [("dpo", 4), ("sft", 0)])
+@pytest.mark.parametrize(("objective", "rank"), [("dpo", 4), ("sft", 0), ("dft", 4), ("kto", 4), ("reward_model", 4)])
 def test_two_processes_train_as_one_does(tmp_path, objective, rank):
     """7 groups in batches of 3: the last batch has one group, so one process has nothing to do in that step."""
     torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")

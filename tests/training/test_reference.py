@@ -65,3 +65,19 @@ def test_each_row_tells_how_many_paths_it_finished(model):
     steps = []
     logprobs(model.engine, paths(model, *"abcdefg"), fingerprint="f", step=steps.append)
     assert sum(steps) == 7
+
+
+def test_a_table_of_tokens_adds_up_to_that_of_completions_and_is_kept_apart(model, tmp_path):
+    chosen = paths(model, "yes", "no, never")
+    sums = logprobs(model.engine, chosen, fingerprint="f", folder=tmp_path)
+    single = logprobs(model.engine, chosen, fingerprint="f", folder=tmp_path, tokens=True)
+    assert torch.stack([single[list(span)].sum() for span in chosen.spans()]).tolist() == pytest.approx(sums.tolist(), rel=1e-5)
+    assert len(files(tmp_path)) == 2
+    assert torch.equal(single, logprobs(model.engine, chosen, fingerprint="f", folder=tmp_path, tokens=True))
+
+
+def test_another_temperature_is_another_table(model, tmp_path):
+    chosen = paths(model, "yes")
+    one, other = (logprobs(model.engine, chosen, fingerprint="f", folder=tmp_path, temperature=t) for t in (1.0, 2.0))
+    assert not torch.allclose(one, other)
+    assert len(files(tmp_path)) == 2

@@ -5,10 +5,11 @@ import warnings
 import pytest
 import torch
 
+from fiducial.align.dft import DFT
 from fiducial.align.dpo import DPO
 from fiducial.align.sft import SFT
 from fiducial.models.scripted import tiny
-from fiducial.training import loop
+from fiducial.training import loop, updates
 from fiducial.training.loop import train
 from fiducial.training.options import TrainOptions
 
@@ -32,7 +33,7 @@ def ours(objective, tmp_path, model=None):
     kept = {}
     model = model or tiny()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop.Trainables, "publish", lambda self: kept.update({n: m.grad.clone() for n, m in self.masters.items() if m.grad is not None}))
+        patch.setattr(updates.Trainables, "publish", lambda self: kept.update({n: m.grad.clone() for n, m in self.masters.items() if m.grad is not None}))
         options = TrainOptions(batch=3, lora_rank=0, learning_rate=1e-9, clip=1e9)
         result = train(model, groups(), objective, options, folder=tmp_path)
     return result.history[0]["loss"], kept
@@ -71,7 +72,8 @@ def tokens(model):
     return rows
 
 
-def test_sft_equals_trl(tmp_path):
+@pytest.mark.parametrize(("objective", "loss_type"), [(SFT(), "nll"), (DFT(), "dft")], ids=["sft", "dft"])
+def test_imitation_equals_trl(tmp_path, objective, loss_type):
     from trl import SFTConfig, SFTTrainer
 
     model = tiny()
@@ -79,11 +81,12 @@ def test_sft_equals_trl(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the peer alone
         config = SFTConfig(
-            output_dir=str(tmp_path / "trl"), use_cpu=True, bf16=False, gradient_checkpointing=False, report_to=[], max_length=None, completion_only_loss=True
-        )
+            output_dir=str(tmp_path / "trl"), use_cpu=True, bf16=False, gradient_checkpointing=False, report_to=[], max_length=None, completion_only_loss=True,
+            loss_type=loss_type,
+        )  # fmt: skip
         trainer = SFTTrainer(tiny().module, config, train_dataset=datasets.Dataset.from_list(rows), processing_class=model.tokenizer)
         peer = theirs(trainer, [trainer.train_dataset[i] for i in range(len(rows))])
-    compare(ours(SFT(), tmp_path / "ours"), peer)
+    compare(ours(objective, tmp_path / "ours"), peer)
 
 
 def test_sigmoid_dpo_equals_trl(tmp_path):
@@ -103,7 +106,7 @@ def test_sigmoid_dpo_equals_trl(tmp_path):
     # a reference that is not the policy, so that the loss is not log 2 alone
     def table(model, data, objective, folder):
         scores = reference.score(data.paths)
-        return data.parts.with_logp(loop._place(data, range(len(data.groups)), scores.path_logp))
+        return data.parts.with_logp(data.place(range(len(data.groups)), scores.path_logp))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "_reference", table)

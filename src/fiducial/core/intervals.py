@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from math import comb, isnan, sqrt
+from math import comb, isnan, log, sqrt
 
 Z95 = 1.959963984540054
 """Two-sided 95 % point of the normal distribution."""
@@ -136,3 +136,30 @@ def corrected_rate(observed: float, *, tpr: float, fpr: float) -> float | None:
     if tpr <= fpr:
         return None
     return min(1.0, max(0.0, (observed - fpr) / (tpr - fpr)))
+
+
+def best_of_n(proxy: Sequence[float], gold: Sequence[float], n: int) -> float:
+    """Expected `gold` of the sample with the highest `proxy` among `n` drawn without replacement from the N that were scored.
+
+    The mean over all subsets, by order statistics instead of enumeration: sum over i = n..N of C(i - 1, n - 1) / C(N, n) * gold_(i), in the
+    order of the proxy; samples of equal proxy share their places. Its distance from the sampling policy is `best_of_n_kl`.
+
+    >>> best_of_n([0.1, 0.2, 0.3], [0, 1, 0], 2)  # of the three pairs one has the good sample on top
+    0.3333333333333333
+    """
+    total = len(proxy)
+    if len(gold) != total or not 1 <= n <= total:
+        raise ValueError(f"n must lie in 1..{total} with one gold value per proxy value, got n = {n} and {len(gold)} values")
+    found, below = 0.0, 0
+    for value in sorted(set(proxy)):
+        tied = [g for p, g in zip(proxy, gold, strict=True) if p == value]
+        up_to = below + len(tied)
+        # the highest lies among the tied in C(up_to, n) - C(below, n) subsets
+        found += (comb(up_to, n) - comb(below, n)) / comb(total, n) * sum(tied) / len(tied)
+        below = up_to
+    return found
+
+
+def best_of_n_kl(n: int) -> float:
+    """Upper bound, in nats, of the divergence of the best of `n` samples from one sample: log n - (n - 1) / n (Beirami et al. 2024, arXiv:2401.01879)."""
+    return log(n) - (n - 1) / n

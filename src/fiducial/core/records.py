@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from itertools import pairwise
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -133,10 +134,24 @@ class Completion(Record):
     completion_tokens: int = 0
     error: str = ""
     """Why there is no answer, when finish is `error`."""
+    ends: tuple[int, ...] = ()
+    """Where each part of the text ends (a step, a sentence, a line), in characters, ascending."""
+    values: tuple[float | None, ...] = ()
+    """A number per part, higher is better; None = unknown."""
+
+    @model_validator(mode="after")
+    def _one_per_part(self) -> Self:
+        if len(self.values) != len(self.ends):
+            raise ValueError(f"{len(self.ends)} parts but {len(self.values)} values")
+        if any(not before < after <= len(self.text) for before, after in pairwise((0, *self.ends))):
+            raise ValueError(f"ends must rise from above 0 to at most the text's {len(self.text)} characters, got {list(self.ends)}")
+        return self
 
 
 class Group(Record):
     """One prompt with K completions and what is known about them. K = 1 is a demonstration, K = 2 a preference pair."""
+
+    identity = frozenset({"prompt", "completions", "rewards", "targets", "weight", "annotator"})
 
     prompt: Prompt
     completions: tuple[Completion, ...]
@@ -148,6 +163,8 @@ class Group(Record):
     """How much this group counts in the loss."""
     annotator: str = ""
     """Who or what said so: a person, a judge, a rule."""
+    provenance: dict[str, Any] = Field(default_factory=dict)
+    """How it came about, as plain JSON values: principles, critiques, votes, figures before they became the label."""
 
     @model_validator(mode="after")
     def _one_per_completion(self) -> Self:

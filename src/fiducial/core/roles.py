@@ -98,23 +98,41 @@ class Maker(Method):
         """Groups for the judged `attempts`, in order; an attempt that yields none is left out."""
 
 
-class Objective(Method):
-    """A loss over groups: a pure function of log-probabilities."""
+Reading = Literal["tokens", "values", "scores", "mismatched"]
+"""`tokens`: the log-probability of each scored token. `values`: besides, a linear head on the state before each of them. `scores`: a linear
+head on the state at the end of each completion, and no log-probabilities. `mismatched`: besides, the log-probabilities of completions
+under the prompt of the group before them in the step."""
 
+
+class Objective(Method):
+    """A loss over groups: a pure function of log-probabilities, or of the scores of a head."""
+
+    reads: ClassVar[tuple[Reading, ...]] = ()
+    """What the loss is a function of, beyond the summed log-probability of each completion."""
     least: ClassVar[int] = 1
     """Completions that a group must have at least; training leaves smaller ones out and counts them."""
+    most: ClassVar[int | None] = None
+    """Completions that a group may have at most; None = any number."""
     needs_reference: ClassVar[bool] = False
     """Whether reference log-probabilities must be supplied."""
     learning_rate: ClassVar[float] = 1e-5
     """Default for full fine-tuning, from the paper; LoRA takes ten times this."""
     per_token: ClassVar[bool] = False
-    """Whether losses are sums over tokens, to be divided by the tokens of the whole step; else by its groups."""
-    contrasts: ClassVar[bool] = True
-    """Whether completions with a target of 0 enter the loss; if not, they are not computed."""
+    """Whether losses are sums over the tokens of preferred completions, to be divided by those of the whole step; else by its groups."""
+    higher_is: ClassVar[Literal["better", "worse"]] = "better"
+    """What a higher score means, for an objective that trains a head; stored with the head."""
 
     @abstractmethod
     def __call__(self, policy: GroupLogProbs, reference: GroupLogProbs | None = None) -> torch.Tensor:
-        """Loss per group, shape [G], float32, in nats."""
+        """Loss per group, shape [G], float32, in nats. The loop sums them, weighted, and divides by the sum of `size`."""
+
+    def size(self, groups: GroupLogProbs) -> torch.Tensor:
+        """What each group counts in the number that the losses of a step are divided by, [G]; known before any model is run."""
+        return (groups.targets * groups.length).sum(1) if self.per_token else groups.weight.new_ones(len(groups.weight))
+
+    def prepare(self, group: Group) -> Group:
+        """The group as the loss wants it, for example without completions that do not enter it; left out when too few remain."""
+        return group
 
     def metrics(self, policy: GroupLogProbs, reference: GroupLogProbs | None = None) -> dict[str, float]:
         """Figures worth logging beside the loss, means over the groups."""

@@ -3,7 +3,8 @@
     {"prompt": "Hi", "chosen": [{"role": "assistant", "content": "Hello!"}], "rejected": [{"role": "assistant", "content": "What?"}]}
 
 Read: `prompt/chosen/rejected` and `chosen/rejected` with the prompt inside both, `messages`, `prompt/completion` with or without `label`,
-each as text or as lists of messages; and this program's own lines. A preference becomes rewards 1 and 0, a label becomes reward 1 or 0.
+each as text, as a transcript of `Human:` and `Assistant:` turns or as lists of messages; and this program's own lines. A preference becomes
+rewards 1 and 0, a label becomes reward 1 or 0; a column `annotator` says who gave it.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ Layout = Literal["trl", "preference", "label", "completion", "messages", "own"]
 COLUMNS = "prompt/chosen/rejected, chosen/rejected, messages, prompt/completion or prompt/completion/label"
 REMOVE = "remove such rows, or read with unusable='skip'"
 TURN = re.compile(r"\n\n(Human|Assistant): ?")
+BORDER = re.compile(r".*[\s。！？：；，]", re.DOTALL)
+"""The longest beginning that does not end within a word."""
 
 
 def read_groups(path: str | Path, *, unusable: Literal["refuse", "skip"] = "refuse") -> list[Group]:
@@ -38,9 +41,10 @@ def read_groups(path: str | Path, *, unusable: Literal["refuse", "skip"] = "refu
     With `unusable="skip"`, rows that carry nothing to learn from are left out and counted in a warning, as long as any row is usable:
     published sets hold a few answers that are empty, or the same on both sides.
     """
-    groups, refused = [], []
+    groups, refused, implied = [], [], 0
     for row in read_rows(path):
         try:
+            implied += _implies(row)
             groups.append(_group(row, Path(path).name))
         except DataError as error:
             if unusable == "refuse":
@@ -48,6 +52,8 @@ def read_groups(path: str | Path, *, unusable: Literal["refuse", "skip"] = "refu
             refused.append(error)
     if refused and not groups:
         raise refused[0]
+    if implied:
+        log.warning("%d rows of %s have no prompt: what both answers begin with was taken for it", implied, path)
     if refused:
         log.warning("%d of %d rows of %s are left out; the first: %s", len(refused), len(groups) + len(refused), path, refused[0].message)
     return groups
@@ -105,12 +111,14 @@ def _preference(row: Row, values: dict[str, Any], source: str) -> Group:
     if "prompt" in values:
         prompt = _prompt(values["prompt"], row.where)
         sides = [side[len(prompt) :] if side[: len(prompt)] == prompt else side for side in sides]
+    elif _implies(row):
+        prompt, sides = _implied(*(str(values[name]) for name in ("chosen", "rejected")))
     else:
         shared = 0
         while shared < min(map(len, sides)) - 1 and sides[0][shared] == sides[1][shared]:
             shared += 1
         prompt, sides = sides[0][:shared], [side[shared:] for side in sides]
-    chosen, rejected = (_answer(side, name, row.where) for side, name in zip(sides, ("chosen", "rejected"), strict=True))
+    chosen, rejected = (_answer(side, name, row.where, values) for side, name in zip(sides, ("chosen", "rejected"), strict=True))
     if chosen == rejected:
         raise DataError(f"{row.where}: 'chosen' and 'rejected' are the same, so this pair carries no preference", hint=REMOVE)
     rewards = (_number(values, "score_chosen", 1.0, row.where), _number(values, "score_rejected", 0.0, row.where))
@@ -119,7 +127,7 @@ def _preference(row: Row, values: dict[str, Any], source: str) -> Group:
 
 def _demonstration(row: Row, values: dict[str, Any], source: str) -> Group:
     prompt = _prompt(values["prompt"], row.where)
-    text = _answer(_turns(values["completion"], row.where), "completion", row.where)
+    text = _answer(_turns(values["completion"], row.where), "completion", row.where, values)
     rewards = None
     if "label" in values:
         label = {"true": 1.0, "false": 0.0, "1": 1.0, "0": 0.0}.get(str(values["label"]).strip().lower())
@@ -130,7 +138,9 @@ def _demonstration(row: Row, values: dict[str, Any], source: str) -> Group:
 
 
 def _prompt(value: Any, where: str) -> Conversation:
-    turns = user(value) if isinstance(value, str) else messages_of(value, where)
+    turns = (_transcript(value) or user(value)) if isinstance(value, str) else messages_of(value, where)
+    if len(turns) > 1 and turns[-1].role == "assistant" and not turns[-1].content.strip():  # the transcript's `Assistant:` before the answer
+        turns = turns[:-1]
     if not any(turn.content.strip() for turn in turns):
         raise DataError(f"{where}: 'prompt' is empty", hint=REMOVE)
     return turns
@@ -140,13 +150,38 @@ def _turns(value: Any, where: str) -> Conversation:
     """The turns in a column: a list of messages, a transcript of `Human:` and `Assistant:` turns, or one answer."""
     if not isinstance(value, str):
         return messages_of(value, where)
-    if not value.startswith("\n\nHuman:"):
-        return (Message(role="assistant", content=value),)
-    parts = TURN.split(value)[1:]
+    return _transcript(value) or (Message(role="assistant", content=value),)
+
+
+def _transcript(value: str) -> Conversation:
+    """The turns of a text such as "Human: Hi\\n\\nAssistant: Hello"; none when it is no transcript."""
+    text = value if value.startswith("\n\n") else "\n\n" + value.lstrip()
+    if not text.startswith("\n\nHuman:") or (text is not value and "\n\nAssistant:" not in text):
+        return ()
+    parts = TURN.split(text)[1:]
     return tuple(Message(role="user" if who == "Human" else "assistant", content=text) for who, text in zip(parts[::2], parts[1::2], strict=True))
 
 
-def _answer(turns: Conversation, name: str, where: str) -> str:
+def _implies(row: Row) -> bool:
+    """Whether the row holds two texts with a common beginning and no prompt, as TRL's implicit prompts do."""
+    values = {str(key).strip().lower(): value for key, value in row.values.items() if value is not None}
+    sides = [values.get(name) for name in ("chosen", "rejected")]
+    if "prompt" in values or not all(isinstance(side, str) and side.strip() and not _transcript(side) for side in sides):
+        return False
+    prompt, _ = _implied(*map(str, sides))
+    return bool(prompt[0].content)
+
+
+def _implied(chosen: str, rejected: str) -> tuple[Conversation, list[Conversation]]:
+    """The common beginning of two texts as a prompt, up to the end of a word, and what follows it in each."""
+    same = next((i for i, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b), min(len(chosen), len(rejected)))
+    shared = BORDER.match(chosen, 0, same)
+    cut = shared.end() if shared else 0
+    rest: list[Conversation] = [(Message(role="assistant", content=text[cut:]),) for text in (chosen, rejected)]
+    return user(chosen[:cut].strip()), rest
+
+
+def _answer(turns: Conversation, name: str, where: str, values: dict[str, Any]) -> str:
     if len(turns) != 1 or turns[0].role != "assistant":
         found = ", ".join(turn.role for turn in turns) or "nothing"
         raise DataError(
@@ -154,7 +189,8 @@ def _answer(turns: Conversation, name: str, where: str) -> str:
         )
     if not turns[0].content.strip():
         raise DataError(f"{where}: '{name}' is empty", hint=REMOVE)
-    return turns[0].content
+    spoken = isinstance(values.get("prompt"), str) and bool(_transcript(values["prompt"]))
+    return turns[0].content.removeprefix(" ") if spoken else turns[0].content
 
 
 def _number(values: dict[str, Any], name: str, default: float, where: str) -> float:
@@ -167,7 +203,8 @@ def _number(values: dict[str, Any], name: str, default: float, where: str) -> fl
 def _made(row: Row, prompt: Conversation, source: str, **fields: Any) -> Group:
     if not any(turn.role == "user" for turn in prompt):
         raise DataError(f"{row.where}: there is no turn of the user, so the prompt is not known", hint="give the prompt in a column 'prompt'")
-    return Group(prompt=prompt_from(row, prompt, source=source), **fields)
+    said = next((value for key, value in row.values.items() if str(key).strip().lower() == "annotator"), None)
+    return Group(prompt=prompt_from(row, prompt, source=source), annotator="" if said is None else str(said).strip(), **fields)
 
 
 def _own(row: Row) -> Group:

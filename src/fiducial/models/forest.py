@@ -10,7 +10,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from math import ceil, sqrt
 from typing import Any, Literal, Self
 
@@ -31,8 +31,8 @@ CALL = 24.0
 """Fixed cost of one forward pass, in tokens; measured for SmolLM2-135M on a CPU."""
 STEP = 120.0
 """The same for a forward and backward pass with an adapter."""
-CAUSAL = 2.0
-"""A plain causal pass has its crossover this many times further on: it skips the half of the pairs that a dense mask computes and hides."""
+WORTH = 1.15
+"""Sharing has to be cheaper by this factor: measured at two short prompts with long completions, where the bare count was misleading."""
 MAX_ROW = 8192
 """Longest row with a dense mask: 64 MiB of booleans."""
 
@@ -78,6 +78,11 @@ class Paths:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def spans(self) -> list[range]:
+        """Where each path's scored tokens stand among those of all paths, ordered by path and position."""
+        sizes = [len(ids) - start for ids, start in zip(self.ids, self.start, strict=True)]
+        return [range(end - size, end) for size, end in zip(sizes, accumulate(sizes), strict=True)]
 
     def select(self, indices: Sequence[int]) -> Paths:
         """The paths at `indices`, in that order, with their group numbers."""
@@ -200,7 +205,7 @@ def stats(paths: Paths, rows: Sequence[Row], *, crossover: float = CROSSOVER) ->
     longest: dict[int, int] = {}
     for group, length in zip(paths.group, lengths, strict=True):
         longest[group] = max(length, longest.get(group, 0))
-    naive = sum(_cost(length, CAUSAL * crossover) for length in lengths)
+    naive = sum(_cost(length, crossover) for length in lengths)
     planned = sum(_row_cost(row, crossover) for row in rows)
     return PlanStats(
         naive=sum(lengths),
@@ -237,7 +242,7 @@ def _cost(length: float, crossover: float) -> float:
 
 def _row_cost(row: Row, crossover: float) -> float:
     if row.form == "padded":
-        return CALL + len(row.paths) * _cost(int(row.pos.max()) + 1, CAUSAL * crossover)
+        return CALL + len(row.paths) * _cost(int(row.pos.max()) + 1, crossover)
     return CALL + _cost(len(row.ids), crossover)
 
 
@@ -295,8 +300,8 @@ def _cut(group: list[int], fed: list[Tokens], size: int, budget: int, crossover:
 def _shares(cluster: list[int], group: Sequence[int], fed: list[Tokens], budget: int, crossover: float) -> bool:
     """Whether the packed form of a cluster costs less than its paths side by side, the places that padding fills included."""
     batches = _batches(_regroup([cluster], group), fed, budget)
-    apart = sum(len(batch) * _cost(max(len(fed[index]) for index in batch), CAUSAL * crossover) for batch in batches)
-    return len(cluster) > 1 and _cost(_size(sorted(cluster, key=lambda index: fed[index]), fed), crossover) < apart
+    apart = sum(len(batch) * _cost(max(len(fed[index]) for index in batch), crossover) for batch in batches)
+    return len(cluster) > 1 and WORTH * _cost(_size(sorted(cluster, key=lambda index: fed[index]), fed), crossover) < apart
 
 
 def _first_fit(clusters: list[list[int]], fed: list[Tokens], budget: int, crossover: float, call: float) -> list[list[int]]:

@@ -36,14 +36,23 @@ def load(folder: str | Path, *, dtype: str | None = None, device: str | None = N
     if not folder.is_dir():
         raise ModelError(f"the folder {folder} does not exist", hint="give a folder with config.json and safetensors weights")
     if (folder / adapters.CONFIG).is_file():
-        return _load_adapter(folder, dtype=dtype, device=device, uri=uri)
+        return _with_head(_load_adapter(folder, dtype=dtype, device=device, uri=uri), folder)
     if not (folder / "config.json").is_file():
         raise ModelError(f"{folder} holds no model: config.json is missing", hint="give a folder that save_pretrained wrote")
     if not any(folder.glob("*.safetensors")):
         raise ModelError(f"{folder} holds no safetensors weights", hint="convert them with save_pretrained; pickled weights can run code and are not read")
     device = _checked(device or default_device())
     tokenizer, module = _read(folder, dtype or fast_dtype(device), device, uri)
-    return LocalModel(module, tokenizer, uri=uri, folders=(folder,))
+    return _with_head(LocalModel(module, tokenizer, uri=uri, folders=(folder,)), folder)
+
+
+def _with_head(model: LocalModel, folder: Path) -> LocalModel:
+    """The model with the score head that stands beside its weights, if there is one."""
+    from fiducial.models import scorehead
+
+    if (folder / scorehead.FILE).is_file():
+        model.head = scorehead.ScoreHead.read(folder, width=model.width, device=model.device)
+    return model
 
 
 def fetch(name: str, *, revision: str | None = None) -> Path:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fiducial.core.errors import ConfigError, DataError, ModelError, StorageError
-from fiducial.core.records import Completion, Conversation
+from fiducial.core.records import Completion, Conversation, digest
 from fiducial.core.store import sync_folder, sync_tree
 from fiducial.models import adapters
 from fiducial.models import fingerprint as identity
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from fiducial.models.forest import Paths
     from fiducial.models.sampling import Sampled
+    from fiducial.models.scorehead import ScoreHead
     from fiducial.models.scoring import Engine, Scores
 
 UNLIMITED = 1_000_000_000
@@ -44,6 +45,8 @@ class LocalModel(WhiteBox):
         self._folders = folders
         self._known: dict[int, str] = {}
         self._loaded: int | None = identity.state(module, tokenizer)
+        self.head: ScoreHead | None = None
+        """Turns final states into scores, where the model was trained to give them."""
 
     @property
     def device(self) -> torch.device:
@@ -52,7 +55,7 @@ class LocalModel(WhiteBox):
 
     @property
     def fingerprint(self) -> str:  # type: ignore[override]  # computed when asked for: hashing takes about a second per GB
-        """16 hexadecimal digits over weights, adapter, tokenizer and chat template; kept per folder until a file changes.
+        """16 hexadecimal digits over weights, adapter, score head, tokenizer and chat template; kept per folder until a file changes.
 
         After training call `changed`, or `save`: a step of a fused optimiser can go unnoticed (see `fingerprint.state`).
         """
@@ -63,7 +66,7 @@ class LocalModel(WhiteBox):
             if place:
                 identity.remember(place, value)
             self._known = {now: value}
-        return self._known[now]
+        return self._known[now] if self.head is None else digest([self._known[now], self.head.digest])
 
     def changed(self) -> None:
         """Says that weights, tokenizer or template are no longer those of the folder: the next `fingerprint` hashes everything anew."""
@@ -95,6 +98,12 @@ class LocalModel(WhiteBox):
         module: Any = self.module
         # state-space architectures have no limit and no such field
         return int(getattr(module.config.get_text_config(), "max_position_embeddings", None) or UNLIMITED)
+
+    @property
+    def width(self) -> int:
+        """Features of a hidden state."""
+        module: Any = self.module
+        return int(module.config.get_text_config().hidden_size)
 
     def encode(self, conversation: Conversation, completion: str | None = None, *, end: bool = True) -> tuple[list[int], int]:
         """See `Chat.encode`."""
@@ -156,7 +165,7 @@ class LocalModel(WhiteBox):
         return [done[i] for i in range(len(conversations))]
 
     def save(self, folder: str | Path) -> Path:
-        """Writes model (or adapter), tokenizer and template as a whole, on the disk before it gets its name. Raises StorageError.
+        """Writes model (or adapter), score head, tokenizer and template as a whole, on the disk before it gets its name. Raises StorageError.
 
         A crash leaves the old folder or the new; between the two renames of a replacement the old one is called `.<name>-<digits>.old`
         and has to be renamed by hand. The next `fingerprint` is hashed anew.
@@ -174,6 +183,8 @@ class LocalModel(WhiteBox):
                 else:
                     module.save_pretrained(beside)
                 self.tokenizer.save_pretrained(beside)
+            if self.head is not None:
+                self.head.save(beside)
             sync_tree(beside)
             _put(beside, target)
         except OSError as error:

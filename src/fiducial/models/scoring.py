@@ -22,12 +22,9 @@ from fiducial.models.passes import Wanted, anatomy, run
 from fiducial.models.selfcheck import Verdict, check
 
 Backend = Literal["auto", "tree", "kv", "split", "padded", "flex"]
-Place = Literal["leaf", "prompt_end", "scored"]
+Place = Literal["leaf", "prompt_end", "scored", "before"]
 CPU_BUDGET, GPU_BUDGET = 800, 2048
 """Tokens per row. On a CPU 400 to 1600 measured alike; a GPU wants more work per launch, within the dense mask's quadratic cost."""
-MASKED = 0.45
-"""On a CPU attention under a dense mask is slower than its operations say: the part of the computed crossover at which packed rows
-broke even; measured for SmolLM2-135M in bfloat16."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -47,7 +44,7 @@ class Scores:
     entropy: Tensor | None = None
     """Entropy of the distribution each token was scored under, in nats, [E], when asked for."""
     hidden: dict[int | str, Tensor] | None = None
-    """Layer as it was asked for -> states [P, D], or [E, D] at "scored", when asked for."""
+    """Layer as it was asked for -> states [P, D], or [E, D] at "scored" and "before", when asked for."""
 
     @property
     def path_mean(self) -> Tensor:
@@ -104,22 +101,21 @@ class Engine:
             )
         # One row has one set of rotary frequencies, chosen by its longest path; a cached prefix is run apart, so it may have the other.
         sides = [[i for i, n in enumerate(fed) if (turn is not None and n > turn) == long] for long in (False, True)]
-        crossover = self._part.crossover * (MASKED if self._part.device.type == "cpu" else 1.0)
         second = "padded" if name == "kv" else name
-        rows = [*self._rows(paths, sides[0], name, keep_last, crossover, grad), *self._rows(paths, sides[1], second, keep_last, crossover, grad)]
+        rows = [*self._rows(paths, sides[0], name, keep_last, grad), *self._rows(paths, sides[1], second, keep_last, grad)]
         return sorted(rows, key=lambda row: -len(row.ids))
 
     def _unpacked(self, limit: int) -> None:
         if self._asked != "auto":
             raise ModelError(f"packed rows are only shown right up to the window of {limit} tokens, and a path or row is longer", hint='use backend="auto"')
 
-    def _rows(self, paths: Paths, chosen: list[int], name: str, keep_last: bool, crossover: float, grad: bool) -> list[Row]:
+    def _rows(self, paths: Paths, chosen: list[int], name: str, keep_last: bool, grad: bool) -> list[Row]:
         """Rows of the paths `chosen` [indices, ascending]; none that shares reaches beyond a window of unknown measure."""
         foreign = self._part.limits.foreign
         budget = self.budget if foreign is None or name == "padded" else min(self.budget, foreign)
         form = {"tree": "auto" if self._asked == "auto" else "tree", "flex": "tree"}.get(name, name)
         call = STEP if grad else CALL
-        some = plan(paths.select(chosen), budget=budget, backend=form, keep_last=keep_last, crossover=crossover, call=call) if chosen else []
+        some = plan(paths.select(chosen), budget=budget, backend=form, keep_last=keep_last, crossover=self._part.crossover, call=call) if chosen else []
         rows = [replace(row, paths=[chosen[local] for local in row.paths]) for row in some]
         wide = [row for row in rows if foreign is not None and len(row.ids) > foreign and row.form != "padded" and not row.chain]
         if not wide:
@@ -127,15 +123,15 @@ class Engine:
         assert foreign is not None
         self._unpacked(foreign)
         kept = [row for row in rows if not any(row is other for other in wide)]
-        return kept + self._rows(paths, sorted(index for row in wide for index in row.paths), "padded", keep_last, crossover, grad)
+        return kept + self._rows(paths, sorted(index for row in wide for index in row.paths), "padded", keep_last, grad)
 
     def score(self, paths: Paths, *, grad: bool = False, temperature: float = 1.0, hidden: Mapping[str, Any] | None = None, entropy: bool = False) -> Scores:
         """Scores of all paths, in their order. With `grad`, the activations of all rows are held; `stream` holds one row's.
 
-        `hidden` asks for states too: {"layers": [0, -1] or "last", "at": "leaf" | "prompt_end" | "scored"}. A layer's states are its
-        block's output; "last" are the final states that the head reads. "leaf" is each path's last token, "prompt_end" the last one
-        before the first scored, "scored" every scored token itself. Log-probabilities are of logits divided by `temperature`.
-        Raises DataError for a token outside the vocabulary.
+        `hidden` asks for states too: {"layers": [0, -1] or "last", "at": "leaf" | "prompt_end" | "scored" | "before"}. A layer's states
+        are its block's output; "last" are the final states that the head reads. "leaf" is each path's last token, "prompt_end" the last
+        one before the first scored, "scored" every scored token itself, "before" the token before each of them. Log-probabilities are
+        of logits divided by `temperature`. Raises DataError for a token outside the vocabulary.
         """
         pieces, order = [], []
         for chosen, scores in self.stream(paths, grad=grad, temperature=temperature, hidden=hidden, entropy=entropy):
@@ -143,7 +139,7 @@ class Engine:
             order.extend(chosen)
         if not pieces:
             return self._nothing(hidden, entropy=entropy)
-        by_edge = hidden is not None and hidden.get("at") == "scored"
+        by_edge = hidden is not None and hidden.get("at") in ("scored", "before")
         return _gather(pieces, torch.tensor(order, device=pieces[0].path_len.device), by_edge=by_edge)
 
     def stream(
@@ -157,7 +153,7 @@ class Engine:
             raise DataError(f"a temperature of {temperature} gives no distribution", hint="use a positive temperature; `is_greedy` tells about temperature 0")
         asked = _Hidden.read(hidden, len(self._part.layers))
         self.module.eval()
-        for row in self.plan(paths, grad=grad, keep_last=asked is not None and asked.at != "prompt_end"):
+        for row in self.plan(paths, grad=grad, keep_last=asked is not None and asked.keeps_last):
             self._admit(row)
             with nullcontext() if grad else torch.no_grad():
                 scores = self._row(row.to(self._part.device), asked, temperature, entropy=entropy)
@@ -266,14 +262,20 @@ class _Hidden:
         layers, at = asked.get("layers", "last"), asked.get("at", "leaf")
         layers = (layers,) if isinstance(layers, int | str) else tuple(layers)
         if at not in get_args(Place) or set(asked) - {"layers", "at"}:
-            raise DataError(f"hidden states cannot be asked for as {dict(asked)}", hint='{"layers": [..] or "last", "at": "leaf", "prompt_end" or "scored"}')
+            hint = '{"layers": [..] or "last", "at": "leaf", "prompt_end", "scored" or "before"}'
+            raise DataError(f"hidden states cannot be asked for as {dict(asked)}", hint=hint)
         for layer in layers:
             if layer != "last" and not (isinstance(layer, int) and -count <= layer < count):
                 raise DataError(f"there is no layer {layer!r}", hint=f'layers are 0 to {count - 1}, negative from the end, or "last"')
         return cls(layers, {layer: layer % count for layer in layers if isinstance(layer, int)}, at)
 
+    @property
+    def keeps_last(self) -> bool:
+        """Whether the last token of a path has to be fed to the network."""
+        return self.at in ("leaf", "scored")
+
     def nodes(self, row: Row) -> Tensor:
-        return {"leaf": row.leaves, "prompt_end": row.prompt_end, "scored": row.edge_node}[self.at]
+        return {"leaf": row.leaves, "prompt_end": row.prompt_end, "scored": row.edge_node, "before": row.edge_parent}[self.at]
 
 
 def _gather(pieces: Sequence[Scores], order: Tensor, *, by_edge: bool) -> Scores:

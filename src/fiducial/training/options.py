@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import BaseModel, ConfigDict, Field
 
 
@@ -22,6 +24,8 @@ class TrainOptions(BaseModel):
     """Share of the layers, from the top, that carry the adapter. Layers below stay as they are and cost no backward pass."""
     warmup: float = Field(default=0.1, ge=0, lt=1)
     """Share of the steps in which the rate rises; then it falls to zero along a cosine."""
+    learn: Literal["completion", "assistant", "all"] = "completion"
+    """What demonstrations teach: the completion, every turn of the assistant, or every token; the last two are for objectives that imitate."""
     weight_decay: float = Field(default=0.0, ge=0)
     """Decoupled weight decay of AdamW."""
     clip: float = Field(default=1.0, gt=0)

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
 
 class Trainables:
-    """Parameters with `requires_grad`, each with a float32 master copy where it is kept in a smaller type.
+    """Parameters with `requires_grad` and tensors that are trained besides, each with a float32 master copy where it is of a smaller type.
 
     Small updates of bfloat16 weights round away; masters keep them. Gradients of every row are added up in float32.
     """
 
-    def __init__(self, module: nn.Module) -> None:
-        self.named = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    def __init__(self, module: nn.Module, besides: Mapping[str, Tensor] | None = None) -> None:
+        self.named: dict[str, Tensor] = {name: p for name, p in module.named_parameters() if p.requires_grad} | dict(besides or {})
         self.masters = {n: p if p.dtype == torch.float32 else p.detach().float().requires_grad_() for n, p in self.named.items()}
 
     @property

@@ -1,0 +1,93 @@
+"""A linear head that turns final hidden states into one number: what makes a language model a reward or a cost model.
+
+The score of a text is read at its explicit last token, never at the first padding, and no padding is ever seen. Which way is up is
+stored with the head: a cost model that is read as a reward model rewards the harm.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import sqrt
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, cast
+
+import torch
+from torch import Tensor
+
+from fiducial.core.errors import ModelError, StorageError
+from fiducial.core.store import write_atomic
+from fiducial.models.forest import Paths
+
+if TYPE_CHECKING:
+    from fiducial.models.local import LocalModel
+
+FILE = "score_head.safetensors"
+"""Beside the weights or the adapter that it belongs to."""
+Better = Literal["better", "worse"]
+LAST = "last"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ScoreHead:
+    """One linear map, without bias, from D hidden features to a score."""
+
+    weight: Tensor
+    """[D], float32."""
+    higher_is: Better
+    """What a higher score means."""
+    trained_by: str
+    """The objective that the scores come from, such as align/reward_model."""
+
+    @classmethod
+    def fresh(cls, width: int, *, seed: int, higher_is: Better, trained_by: str, device: torch.device | str = "cpu") -> ScoreHead:
+        """A head drawn from N(0, 1 / (D + 1)), so that first scores are of the order of 1 (Huang et al. 2024, arXiv:2403.17031)."""
+        drawn = torch.randn(width, generator=torch.Generator().manual_seed(seed)) / sqrt(width + 1)
+        return cls(drawn.to(device).requires_grad_(), higher_is, trained_by)
+
+    @classmethod
+    def read(cls, folder: Path, *, width: int, device: torch.device | str = "cpu") -> ScoreHead:
+        """The head in a model's folder. Raises ModelError for one that is damaged, of another model, or does not say which way is up."""
+        from safetensors import SafetensorError, safe_open
+
+        place = folder / FILE
+        try:
+            with safe_open(place, framework="pt") as file:
+                weight, said = file.get_tensor("weight"), file.metadata() or {}
+        except (OSError, SafetensorError) as error:
+            raise ModelError(f"{place} cannot be read: {error}", hint="train the model again") from error
+        if weight.shape != (width,) or said.get("higher_is") not in ("better", "worse"):
+            raise ModelError(f"{place} is no score head of a model of width {width} that says which way is up", hint="train the model again")
+        return cls(weight.float().to(device).requires_grad_(), cast(Better, said["higher_is"]), said.get("trained_by", ""))
+
+    def save(self, folder: Path) -> None:
+        """Writes the head into the folder. Raises StorageError."""
+        from safetensors.torch import save
+
+        try:
+            write_atomic(folder / FILE, save({"weight": self.weight.detach().cpu().contiguous()}, {"higher_is": self.higher_is, "trained_by": self.trained_by}))
+        except OSError as error:
+            raise StorageError.from_os(error, folder / FILE) from error
+
+    def __call__(self, states: Tensor) -> Tensor:
+        """Scores [n] of states [n, D], in float32, differentiable."""
+        return states.float() @ self.weight
+
+    @property
+    def digest(self) -> str:
+        """16 hexadecimal digits over the weights and what they mean."""
+        from hashlib import sha256
+
+        return sha256(self.weight.detach().cpu().numpy().tobytes() + f"{self.higher_is} {self.trained_by}".encode()).hexdigest()[:16]
+
+
+def scores(model: LocalModel, ids: list[list[int]]) -> Tensor:
+    """The score of each token sequence at its last token, [P], float32, on the CPU; shared beginnings are computed once.
+
+    Raises ModelError for a model without a head.
+    """
+    if model.head is None:
+        raise ModelError(f"{model.uri} has no score head", hint="train one: fiducial align reward_model")
+    found = model.engine.score(Paths(ids, [len(row) for row in ids]), hidden={"layers": LAST, "at": "leaf"})
+    assert found.hidden is not None
+    with torch.no_grad():
+        return model.head(found.hidden[LAST]).cpu()

@@ -1,0 +1,449 @@
+"""The outer loop of learning from one's own samples: draw, score, learn a little, look, repeat.
+
+Each step draws K answers to some prompts from the model as it is, token by token what is then trained on; scores them with one or more
+rewards; and makes one or more updates on them with the machinery of the one training loop. Policy-gradient objectives take the answers
+with their advantages; objectives over pairs and groups (align/dpo, align/exo, align/sft, ...) take them as labelled groups, which is
+online preference optimisation. The reference is the model as it was when the run began.
+
+Every step's samples are fresh, so distance, length and repetition are measured on them, and every rule that stops a run is asked after
+every step. A run that is killed goes on from its last checkpoint with the same weights as one that was not.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from fiducial.core.errors import ConfigError, DataError, FiducialError
+from fiducial.core.records import Group, Prompt, digest
+from fiducial.core.roles import Objective, Reward, Sink, ignore
+from fiducial.core.store import write_atomic
+from fiducial.models import adapters
+from fiducial.models.local import LocalModel
+from fiducial.training import checkpoint, lora, samples
+from fiducial.training.constraint import Multiplier, Point, balanced, best, front
+from fiducial.training.data import Data
+from fiducial.training.kl import Pull, k3
+from fiducial.training.loop import Report, batch
+from fiducial.training.objective import GroupLogProbs
+from fiducial.training.online_card import Look, stops, surface
+from fiducial.training.online_options import OnlineOptions
+from fiducial.training.options import TrainOptions
+from fiducial.training.policy_gradient import SampledObjective
+from fiducial.training.rewards import Mixture, Scale, Values, mean, without_end
+from fiducial.training.schedule import exploded, rate
+from fiducial.training.updates import Updates
+
+T = TypeVar("T")
+S = TypeVar("S")
+
+LOOKED_AT = 32
+"""Prompts that are answered once before training and again after it."""
+STATE = ("step", "seconds", "answers", "left_out", "stop", "history")
+"""What of a run is kept in its checkpoints under the same name."""
+GAP = {torch.float32: 1e-3, torch.float64: 1e-3}
+"""Mean difference of log-probability per token between sampler and scorer, in nats, that is rounding; 0.02 in smaller types."""
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What is to be learnt from."""
+
+    prompts: Sequence[Prompt]
+    rewards: Mixture
+    cost: Reward | None = None
+    """A reward whose higher values are worse, to be kept below the limit of `multiplier`."""
+    multiplier: Multiplier = field(default_factory=Multiplier)
+    demonstrations: Sequence[Group] = ()
+    """Groups whose preferred completions are imitated besides."""
+
+
+@dataclass(frozen=True, slots=True)
+class OnlineResult:
+    """What came of a run. `stop` is empty when all steps were made."""
+
+    steps: int
+    planned: int
+    prompts: int
+    """Prompts that fit with their answers; longer ones were left out."""
+    answers: int
+    """Answers drawn for training."""
+    left_out: int
+    """Answers that taught nothing: not scored, or with nothing to be compared with."""
+    tokens: int
+    """Tokens the network saw in updates, shared ones once."""
+    naive_tokens: int
+    seconds: float
+    stop: str
+    before: Look
+    after: Look
+    history: list[dict[str, float]] = field(default_factory=list)
+    best: Point | None = None
+    """Under a cost limit, the checkpoint whose weights the model has now."""
+
+
+def learn(
+    model: LocalModel,
+    task: Task,
+    objective: Objective,
+    options: TrainOptions,
+    online: OnlineOptions,
+    *,
+    folder: Path,
+    report: Report | None = None,
+    sink: Sink = ignore,
+) -> OnlineResult:
+    """Trains `model` in place on what it says to the prompts, and keeps checkpoints in `folder`; `sink` is given every scored group.
+
+    Called again after an interruption with the same arguments it goes on where the last checkpoint was, with the same result as if
+    nothing had happened; groups of repeated steps go to `sink` again, equal to those before. Raises ConfigError for options that do not
+    fit together, DataError when a reward cannot score anything, FiducialError when the loss is no longer a number.
+    """
+    from accelerate import Accelerator
+
+    _check(task, objective, online)
+    room = min(options.max_length, model.context) - online.max_tokens
+    fitting = [p for p in task.prompts if len(model.encode(p.messages)[0]) <= room]
+    if not fitting:
+        raise DataError(f"none of {len(task.prompts)} prompts fits with its answers", hint="raise max_length, or shorten prompts or max_tokens")
+    fresh = bool(options.lora_rank) and not adapters.is_adapted(model.module)
+    if fresh:
+        model.module = lora.attach(model.module, rank=options.lora_rank, depth=options.lora_depth, seed=options.seed)
+    lora.make_trainable(model.module)
+    updates = Updates(model, objective, options, Accelerator(cpu=model.device.type == "cpu"), temperature=online.temperature)
+    return _Online(updates, replace(task, prompts=fitting), online, samples.Start(model, updates.trainables, fresh=fresh), folder).run(report, sink)
+
+
+def planned_steps(prompts: int, options: TrainOptions) -> int:
+    """Steps that the prompts take."""
+    return max(1, math.ceil(options.epochs * prompts / options.batch))
+
+
+def _check(task: Task, objective: Objective, online: OnlineOptions) -> None:
+    sampled = isinstance(objective, SampledObjective)
+    if not task.prompts:
+        raise DataError("there are no prompts to learn from", hint="give at least one")
+    if online.k < objective.least:
+        raise ConfigError(f"{objective.name} compares answers, but k is {online.k}", hint=f"draw at least {objective.least} answers to each prompt")
+    if not sampled and set(objective.reads) - {"tokens"}:
+        raise ConfigError(f"{objective.name} cannot learn from samples of the policy", hint="use align/grpo, align/rloo, align/ppo, or an objective over pairs")
+    if not sampled and (online.kl_target is not None or task.demonstrations):
+        raise ConfigError(f"{objective.name} has no KL term to move and takes no demonstrations besides", hint="leave out kl_target and demonstrations")
+    if isinstance(objective, SampledObjective) and online.kl_target is not None and not objective.beta:
+        raise ConfigError("kl_target moves beta by shares of it, but beta is 0", hint="give a beta to start from")
+
+
+@dataclass(slots=True)
+class _Scored:
+    """One step's answers with what is thought of them."""
+
+    groups: list[Group]
+    """With the total reward of each answer."""
+    components: dict[str, Values]
+    costs: Values
+    drawn: Data
+    old: GroupLogProbs
+    before: GroupLogProbs
+
+
+class _Online:
+    """One run: the state that changes, and a method per part of a step."""
+
+    def __init__(self, updates: Updates, task: Task, online: OnlineOptions, start: samples.Start, folder: Path) -> None:
+        self.updates, self.task, self.online, self.start, self.folder = updates, task, online, start, folder
+        self.model, self.options, self.accelerator = updates.model, updates.options, updates.accelerator
+        module = self.model.module
+        self.origin = lora.base_fingerprint(module) if adapters.is_adapted(module) else self.model.fingerprint
+        self.planned = planned_steps(len(task.prompts), self.options)
+        self.sampled = updates.objective if isinstance(updates.objective, SampledObjective) else None
+        self.rounds = online.updates or (self.sampled.updates if self.sampled else 1)
+        self.identity = self._identity()  # before the weight of the KL term moves
+        self.pull = Pull(self.sampled.beta if self.sampled else 0.0, online.kl_target)
+        self.rewards, self.multiplier = task.rewards, task.multiplier
+        self.watched = [p.label for p in task.rewards.parts if not p.weight]
+        self.before: Look | None = None
+        self.step, self.seconds, self.answers, self.left_out = 0, 0.0, 0, 0
+        self.stop = ""
+        self.history: list[dict[str, float]] = []
+        self.points: list[Point] = []
+
+    def run(self, report: Report | None, sink: Sink) -> OnlineResult:
+        self._resume()
+        self.before = before = self.before or self._first_look()
+        stop = self.stop or self._agreed(self._spent())
+        while self.step < self.planned and not stop:
+            began = time.monotonic()
+            figures = self._one_step(sink)
+            self.step += 1
+            self.seconds += time.monotonic() - began
+            self.history.append({"step": self.step} | figures)
+            if report and self.accelerator.is_main_process:
+                report(self.step, self.planned, figures)
+            # at the last step there is nothing left to stop; what was seen stands in the figures
+            self.stop = self._agreed(self._broken(before) if self.step < self.planned else "")
+            stop = self.stop or self._agreed(self._spent())
+            if self.step % self.options.save_every == 0 or self.step == self.planned or stop:
+                self._save()
+        chosen = self._best()
+        after = self._look(*self._asked_again())
+        counts = (self.answers, self.left_out, self.updates.tokens, self.updates.naive)
+        return OnlineResult(self.step, self.planned, len(self.task.prompts), *counts, self.seconds, stop, before, after, self.history, chosen)
+
+    def _one_step(self, sink: Sink) -> dict[str, float]:
+        """Draws, scores, and updates; figures are over all processes."""
+        chosen = batch(self.step, len(self.task.prompts), self.options)
+        scored = self._scored(self._drawn([self.task.prompts[i] for i in chosen], "samples", self.step, k=self.online.k))
+        for group in scored.groups if self.accelerator.is_main_process else ():
+            sink(group)
+        figures = self._figures(scored)
+        learnt, answers = self._updated(scored), int(scored.drawn.parts.mask.sum())
+        self.answers += answers
+        self.left_out += int(learnt["left_out"])
+        if self.task.cost:
+            self.multiplier = self.multiplier.after([c for costs in scored.costs for c in costs if c is not None], self.step)
+        self.pull = self.pull.after(figures["k3"], answers)
+        return figures | learnt
+
+    def _drawn(self, prompts: Sequence[Prompt], purpose: str, step: int, *, k: int) -> Data:
+        """Answers to the prompts, as tokens."""
+        seed = int(digest([self.options.seed, purpose, step, self.accelerator.process_index])[:15], 16)
+        groups = self._shared(prompts, lambda mine: samples.draw(self.model, mine, self.online, k=k, seed=seed))
+        drawn = samples.data(self.model, groups, max_length=min(self.options.max_length, self.model.context))
+        if not drawn.groups:
+            raise DataError(f"none of the answers to {len(prompts)} prompts has a token to learn from", hint="this model has no end token; raise max_tokens")
+        return drawn
+
+    def _scored(self, drawn: Data) -> _Scored:
+        """The rewards of the answers, and their log-probabilities under the model as it is and as it was."""
+        components, costs = self._rewards(drawn.groups)
+        totals = self._total(drawn.groups, components)
+        groups = [g.model_copy(update={"rewards": r, "annotator": f"step {self.step + 1}"}) for g, r in zip(drawn.groups, totals, strict=True)]
+        old = self._under(drawn, values=True)
+        with self.start.again():
+            before = self._under(drawn, values=False)
+        return _Scored(groups, components, costs, drawn, old, before)
+
+    def _rewards(self, groups: Sequence[Group]) -> tuple[dict[str, Values], Values]:
+        """What every reward says, and the cost; each process scores its share."""
+
+        def said(mine: Sequence[Group]) -> list[tuple[dict[str, tuple[float | None, ...]], tuple[float | None, ...]]]:
+            components = self.rewards.components(mine)
+            costs: Values = self.task.cost.score(mine) if self.task.cost else [() for _ in mine]
+            return [({name: values[i] for name, values in components.items()}, tuple(costs[i])) for i in range(len(mine))]
+
+        found = self._shared(groups, said)
+        return {part.label: [each[part.label] for each, _ in found] for part in self.rewards.parts}, [cost for _, cost in found]
+
+    def _total(self, groups: Sequence[Group], components: dict[str, Values]) -> Values:
+        totals = self.rewards.total(components)
+        return totals if self.online.end_penalty is None else without_end(totals, groups, self.online.end_penalty)
+
+    def _under(self, drawn: Data, *, values: bool) -> GroupLogProbs:
+        """The drawn tokens under the model as it is now."""
+        head, at = self.model.head if values else None, self.online.temperature
+        found = torch.cat(self._shared(range(len(drawn.groups)), lambda mine: samples.per_group(self.model, drawn, mine, temperature=at, head=head)), dim=1)
+        return drawn.parts.with_tokens(found[0], found[1] if head else None)
+
+    def _figures(self, scored: _Scored) -> dict[str, float]:
+        """What is known of a step's samples before anything is learnt from them."""
+        parts, old, before = scored.drawn.parts, _logp(scored.old), _logp(scored.before)
+        count = float(parts.mask.sum())
+        totals = [g.rewards or () for g in scored.groups]
+        found = {"reward": mean(totals)} | {f"reward.{name}": mean(values) for name, values in scored.components.items()}
+        if self.task.cost:
+            found |= {"cost": mean(scored.costs), "multiplier": self.multiplier.weight}
+        found |= {"unscored": sum(r is None for t in totals for r in t) / count}
+        found |= {"k1": float((old - before).sum()) / count, "k3": float(k3(old - before).sum()) / count, "kl_weight": self.pull.beta}
+        found |= {"tokens": float(parts.length.sum()) / count, "sampler_gap": samples.sampler_gap(scored.drawn.groups, scored.old)}
+        return found | surface(scored.groups)
+
+    def _updated(self, scored: _Scored) -> dict[str, float]:
+        """Updates on what can be learnt from: figures of the last one, the share of groups that teach nothing, the answers left out."""
+        drawn, taught = scored.drawn, self._balanced(scored)
+        chosen = [samples.choose(self.updates.objective, i, g, contrast=self.sampled is None) for i, g in enumerate(taught)]
+        picks = [pick for pick in chosen if pick is not None]
+        flat, left_out = 1 - len(picks) / len(taught), int(drawn.parts.mask.sum()) - sum(len(p.completions) for p in picks)
+        if not picks:
+            return {"loss": 0.0, "grad_norm": 0.0, "learning_rate": 0.0, "flat_share": 1.0, "left_out": float(left_out)}
+        data, at = samples.picked(drawn, picks)
+        old, before = _logp(scored.old)[at], _logp(scored.before)[at]
+        if self.sampled:
+            data, before, flat = self._lessons(data, scored.old, at, before)
+            old = torch.cat([old, torch.zeros(len(before) - len(old))])  # of demonstrations, which no ratio is taken of
+        figures: dict[str, float] = {}
+        for turn in range(self.rounds):
+            now = rate(self.step * self.rounds + turn, self.planned * self.rounds, self.options, self.updates.rate)
+            # in the first update the policy is the one that sampled; from then on its log-probabilities then are needed
+            taught_by = samples.with_given(data, {"old": old}) if turn and self.sampled else data
+            figures = self.updates.step(taught_by, range(len(data.groups)), rate=now, reference=data.parts.with_tokens(before))
+        return figures | {"flat_share": flat, "left_out": float(left_out)}
+
+    def _balanced(self, scored: _Scored) -> list[Group]:
+        """The groups with the rewards that are learnt from: under a cost limit, less the weighed cost."""
+        if not self.task.cost:
+            return scored.groups
+        weight, groups = self.multiplier.weight, []
+        for group, costs in zip(scored.groups, scored.costs, strict=True):
+            values = tuple(balanced(r, c, weight) for r, c in zip(group.rewards or (), costs, strict=True))
+            groups.append(group.model_copy(update={"rewards": values}))
+        return groups
+
+    def _lessons(self, data: Data, old: GroupLogProbs, at: Tensor, before: Tensor) -> tuple[Data, Tensor, float]:
+        """The data with what each token is taught, and demonstrations mixed in; the share of groups that teach nothing."""
+        assert self.sampled is not None
+        assert old.tokens is not None
+        objective: Any = self.sampled  # a dataclass, as every method is
+        self.sampled = self.updates.objective = replace(objective, beta=self.pull.beta)
+        values = old.tokens.values[at] if old.tokens.values is not None else None
+        taught = self.sampled.lessons(data.parts.with_tokens(_logp(old)[at], values), data.parts.with_tokens(before), room=self.online.max_tokens)
+        flat = float(taught.flat.float().mean())
+        if not self.task.demonstrations:
+            return samples.with_given(data, taught.given), before, flat
+        endless = self.options.model_copy(update={"epochs": 1e9})
+        examples = [self.task.demonstrations[i] for i in batch(self.step, len(self.task.demonstrations), endless)]
+        weight = self.online.mix * float(self.sampled.counted(data.parts).sum())
+        return *samples.mixed(self.model, data, taught.given, before, examples, weight), flat
+
+    def _first_look(self) -> Look:
+        """Answers before training, by which rewards are put on one scale. Raises FiducialError when what is scored is not what is sampled."""
+        drawn, components = self._asked_again()
+        gap = samples.sampler_gap(drawn.groups, self._under(drawn, values=False))
+        if abs(gap) > GAP.get(next(self.model.module.parameters()).dtype, 0.02):
+            raise FiducialError(
+                f"the model's sampler and its scores differ by {gap:.2g} nats per token, so that distances would be wrong",
+                hint="report this with the name of the model; float32 may help: --dtype float32",
+            )
+        self.rewards = self.rewards.fitted(components)
+        seen = self._look(drawn, components)
+        if all(r is None for r in seen.rewards):
+            raise DataError(f"none of {len(seen.rewards)} answers could be scored", hint="look at what the reward says of some answers by itself")
+        return seen
+
+    def _asked_again(self) -> tuple[Data, dict[str, Values]]:
+        """One answer to each of the first prompts, with the same chance whenever it is asked for, and its rewards."""
+        drawn = self._drawn(self.task.prompts[:LOOKED_AT], "look", 0, k=1)
+        return drawn, self._rewards(drawn.groups)[0]
+
+    def _look(self, drawn: Data, components: dict[str, Values]) -> Look:
+        return Look.of(drawn.groups, components, self._total(drawn.groups, components))
+
+    def _broken(self, before: Look) -> str:
+        """A reason to stop that the last step shows, or nothing."""
+        norms = [figures["grad_norm"] for figures in self.history]
+        return stops(self.history, before, budget=self.online.kl_budget, watched=self.watched) or exploded(norms[-1], norms[:-1])
+
+    def _spent(self) -> str:
+        """A reason to stop when time is up; not kept in checkpoints, since a resumed run may be given more."""
+        minutes = self.options.minutes
+        spent = minutes is not None and self.seconds > 60 * minutes and self.step < self.planned
+        return f"the budget of {minutes:g} minutes is spent" if spent else ""
+
+    def _shared(self, items: Sequence[S], work: Callable[[Sequence[S]], list[T]]) -> list[T]:
+        """What `work` says of every item, in their order, each process taking its share."""
+        processes = self.accelerator.num_processes
+        if processes == 1:
+            return work(items)
+        gathered: list[Any] = [None] * processes
+        torch.distributed.all_gather_object(gathered, work(items[self.accelerator.process_index :: processes]))
+        return [gathered[i % processes][i // processes] for i in range(len(items))]
+
+    def _agreed(self, said: str) -> str:
+        """What the main process says: clocks differ, and a process that stops alone leaves the others waiting."""
+        told = [said]
+        if self.accelerator.num_processes > 1:
+            torch.distributed.broadcast_object_list(told, src=0)
+        return told[0]
+
+    def _best(self) -> Point | None:
+        """Under a cost limit, the best checkpoint of all, whose weights the model is given."""
+        from safetensors.torch import load_file
+
+        if not self.points:
+            return None
+        chosen = best(self.points, self.multiplier.limit)
+        stored, masters = load_file(self._kept(chosen)), self.updates.trainables.masters
+        with torch.no_grad():
+            for name, value in stored.items():
+                masters[name].copy_(value)
+        self.updates.trainables.publish()
+        return chosen
+
+    def _keep_if_best(self) -> None:
+        """Keeps the weights while no other checkpoint had both a higher reward and a lower cost since it was saved."""
+        from safetensors.torch import save
+
+        since = self.points[-1].step if self.points else 0
+        recent = [h for h in self.history if h["step"] > since and not math.isnan(h["cost"] + h["reward"])]
+        if not recent:
+            return
+        points = front([*self.points, Point(self.step, fmean(h["reward"] for h in recent), fmean(h["cost"] for h in recent))])
+        if points[-1].step == self.step:
+            write_atomic(self._kept(points[-1]), save({n: w.detach().contiguous() for n, w in self.updates.trainables.masters.items()}))
+        for gone in set(self.points) - set(points):
+            self._kept(gone).unlink(missing_ok=True)
+        self.points = points
+
+    def _kept(self, point: Point) -> Path:
+        return self.folder / f"front-{point.step}.safetensors"
+
+    def _save(self) -> None:
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            if self.task.cost:
+                self._keep_if_best()
+            state = {name: getattr(self, name) for name in STATE} | {
+                "identity": self.identity,
+                "origin": self.origin,
+                "before": asdict(self.before) if self.before else None,
+                "scales": self.rewards.scales,
+                "kl_weight": self.pull.beta,
+                "multiplier": [self.multiplier.weight, self.multiplier.recent],
+                "points": self.points,
+                "tokens": [self.updates.tokens, self.updates.naive],
+            }
+            checkpoint.save(self.folder, step=self.step, weights=self.updates.trainables.masters, optimizer=self.updates.optimizer, state=state)
+        self.accelerator.wait_for_everyone()
+
+    def _resume(self) -> None:
+        state = checkpoint.load(self.folder, weights=self.updates.trainables.masters, optimizer=self.updates.optimizer, admit=self._admit)
+        if state is None:
+            return
+        self.updates.trainables.publish()
+        for name in STATE:
+            setattr(self, name, state[name])
+        self.before = Look(**state["before"])
+        self.rewards = Mixture(self.rewards.parts, {name: Scale(*values) for name, values in state["scales"].items()})
+        self.pull = replace(self.pull, beta=state["kl_weight"])
+        weight, recent = state["multiplier"]
+        self.multiplier = replace(self.multiplier, weight=weight, recent=tuple(recent))
+        self.points = [Point(*p) for p in state["points"]]
+        self.updates.tokens, self.updates.naive = state["tokens"]
+
+    def _admit(self, state: dict[str, Any]) -> None:
+        """Raises DataError unless the checkpoint is of this very training."""
+        if state["identity"] != self.identity:
+            raise DataError(f"the checkpoint in {self.folder} was made with other prompts, rewards or options", hint="start a new run, or give the old ones")
+        if state["origin"] != self.origin:
+            raise DataError(f"the checkpoint in {self.folder} was made from another model", hint="open the model that the run began with, or start a new run")
+
+    def _identity(self) -> str:
+        """What a checkpoint belongs to. The time budget is not part of it: it may be raised on resumption."""
+        options, objective, task = self.options.model_dump(exclude={"minutes", "save_every"}), self.updates.objective, self.task
+        rewards = [[p.label, p.weight, p.reward.name, p.reward.options()] for p in task.rewards.parts]
+        cost = [task.cost.name, task.cost.options(), asdict(task.multiplier)] if task.cost else None
+        data = [[p.id for p in task.prompts], [g.id for g in task.demonstrations]]
+        return digest([options, self.online.model_dump(), objective.name, objective.options(), rewards, cost, data])
+
+
+def _logp(parts: GroupLogProbs) -> Tensor:
+    """Log-probability of each token, [E]."""
+    assert parts.tokens is not None
+    return parts.tokens.logp

@@ -1,0 +1,69 @@
+from math import exp
+
+import pytest
+import torch
+
+from fiducial.training.advantages import leave_one_out
+from fiducial.training.constraint import Multiplier, Point, balanced, best, front
+
+approx = pytest.approx
+
+
+def test_a_cost_above_the_limit_raises_the_weight_and_one_below_lowers_it():
+    start = Multiplier(limit=0.0, weight=1.0, delay=0)
+    # log 1 + 0.1 * 1 * (0.5 - 0)
+    assert start.after([0.5, 0.5], 0).weight == approx(exp(0.05))
+    assert start.after([-0.5], 0).weight == approx(exp(-0.05))
+    assert start.after([0.0], 0).weight == approx(1.0)
+
+
+def test_the_weight_never_passes_its_bound():
+    assert Multiplier(limit=-0.5, weight=10.0, most=20.0, delay=0).after([1e9], 0).weight == approx(20.0)
+
+
+def test_in_the_delay_costs_are_collected_and_the_weight_stays():
+    once = Multiplier(limit=0.0, weight=2.0, delay=1).after([4.0], 0)
+    assert (once.weight, once.mean) == (2.0, 4.0)
+    assert once.after([2.0], 1).weight == approx(2 * exp(0.1 * 2 * 3.0))  # the mean of 4 and 2
+
+
+def test_the_mean_is_over_the_last_128_answers():
+    old = Multiplier().after([100.0] * 200, 0)
+    assert old.after([0.0] * 128, 0).mean == 0.0
+
+
+def test_without_a_cost_nothing_moves():
+    assert Multiplier(delay=0).after([], 5).weight == 10.0
+
+
+def test_a_weight_outside_its_bounds_is_refused():
+    with pytest.raises(ValueError, match="got weight 30"):
+        Multiplier(weight=30.0)
+
+
+A, B, C, D = Point(1, 1.0, 0.0), Point(2, 2.0, 0.5), Point(3, 1.5, 0.9), Point(4, 3.0, 2.0)
+
+
+def test_the_front_is_what_nothing_beats_in_both():
+    assert front([A, B, C, D]) == [A, B, D]
+    assert front([A, A._replace(step=9)]) == [A]
+
+
+def test_the_best_is_the_most_rewarded_within_the_limit_and_else_the_cheapest():
+    assert best([A, B, C, D], limit=1.0) == B
+    assert best([A, B, C, D], limit=5.0) == D
+    assert best([B, C, D], limit=-1.0) == B
+
+
+def test_cost_is_subtracted_by_its_weight_and_the_sum_kept_in_size():
+    assert balanced(2.0, 1.0, 3.0) == approx(-0.25)  # (2 - 3 * 1) / 4
+    assert balanced(2.0, 1.0, 0.0) == 2.0
+    assert balanced(2.0, None, 1.0) is None
+    assert balanced(None, 1.0, 1.0) is None
+
+
+def test_the_advantage_of_a_balanced_reward_is_the_balance_of_the_advantages():
+    reward, cost = [2.0, 0.0, 1.0], [1.0, 0.0, 4.0]
+    both = torch.tensor([[balanced(r, c, 3.0) for r, c in zip(reward, cost, strict=True)]])
+    expected = (leave_one_out(torch.tensor([reward])).values - 3 * leave_one_out(torch.tensor([cost])).values) / 4
+    assert torch.allclose(leave_one_out(both).values, expected)

@@ -1,0 +1,290 @@
+"""Learning from one's own samples, on a tiny model."""
+
+import math
+
+import pytest
+import torch
+
+from fiducial.align.dpo import DPO
+from fiducial.align.exo import EXO
+from fiducial.align.grpo import GRPO
+from fiducial.align.ppo import PPO
+from fiducial.align.rloo import RLOO
+from fiducial.align.sft import SFT
+from fiducial.core.errors import ConfigError, DataError
+from fiducial.core.records import Completion, Group, Prompt, user
+from fiducial.core.roles import Reward
+from fiducial.models.scripted import tiny
+from fiducial.training.constraint import Multiplier
+from fiducial.training.online import Task, learn, planned_steps
+from fiducial.training.online_options import OnlineOptions
+from fiducial.training.options import TrainOptions
+from fiducial.training.rewards import Mixture, Part
+
+PROMPTS = [Prompt(messages=user(text)) for text in ("hello", "why is the sky blue?", "tell me", "what now")]
+ONLINE = OnlineOptions(k=4, max_tokens=6, kl_budget=1e9)
+OPTIONS = TrainOptions(batch=4, learning_rate=1e-2, lora_rank=4, epochs=3)
+
+
+class Counts(Reward):
+    """How many of its letters an answer has."""
+
+    def __init__(self, letters="aeiou", label="counts", sign=1.0):
+        self.letters, self.label, self.sign = letters, label, sign
+
+    @property
+    def name(self):
+        return f"test/{self.label}"
+
+    def options(self):
+        return {"letters": self.letters, "sign": self.sign}
+
+    def score(self, groups):
+        return [tuple(self.sign * sum(c in self.letters for c in each.text) for each in g.completions) for g in groups]
+
+
+class Silent(Counts):
+    """Says nothing of answers that begin with one of its letters."""
+
+    def score(self, groups):
+        return [tuple(None if c.text[:1] in self.letters else float(len(c.text)) for c in g.completions) for g in groups]
+
+
+ANY = "".join(chr(i) for i in range(33, 127))
+PLAIN = "".join(chr(i) for i in range(33, 256))
+
+
+def task(*rewards, **fields):
+    return Task(PROMPTS, Mixture.of([Part(r) for r in rewards or (Counts(ANY),)]), **fields)
+
+
+def ran(folder, objective, given=None, *, online=ONLINE, model=None, report=None, sink=lambda _: None, **changes):
+    model = model or tiny()
+    options = OPTIONS.model_copy(update=changes)
+    return learn(model, given or task(), objective, options, online, folder=folder, report=report, sink=sink), model
+
+
+def weights(model):
+    return {n: p.detach().clone() for n, p in model.module.named_parameters()}
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[n], other[n]) for n in one)
+
+
+@pytest.mark.parametrize(
+    "objective", [GRPO(beta=0.01), RLOO(beta=0.01), PPO(beta=0.01), DPO(beta=0.5, anchor=0.3), EXO(labels="rewards"), SFT()], ids=lambda o: o.name
+)
+def test_the_reward_rises(tmp_path, objective):
+    result, _ = ran(tmp_path, objective, epochs=12, learning_rate=0.1, online=ONLINE.model_copy(update={"k": 8}))
+    first, last = ([h["reward"] for h in part] for part in (result.history[:3], result.history[-3:]))
+    assert sum(last) / 3 > sum(first) / 3 + 0.3
+    assert result.steps == result.planned == 12
+    assert result.answers == 12 * 32
+
+
+def test_at_the_first_step_the_policy_is_the_reference_and_sampler_and_scorer_agree(tmp_path):
+    result, _ = ran(tmp_path, RLOO(), epochs=2)
+    first, second = result.history
+    assert abs(first["k1"]) < 1e-5
+    assert abs(first["k3"]) < 1e-5
+    assert abs(first["sampler_gap"]) < 1e-5
+    assert second["k3"] > 1e-4
+
+
+def test_every_scored_group_goes_to_the_sink_with_rewards_tokens_and_its_step(tmp_path):
+    seen = []
+    ran(tmp_path, RLOO(), epochs=2, sink=seen.append)
+    assert len(seen) == 8
+    assert {g.annotator for g in seen} == {"step 1", "step 2"}
+    assert all(len(g.rewards) == 4 and all(len(c.tokens) == len(c.logprobs) for c in g.completions) for g in seen)
+
+
+@pytest.mark.parametrize("objective", [RLOO(), PPO(), DPO()], ids=lambda o: o.name)
+def test_an_interrupted_run_ends_with_the_same_weights(tmp_path, objective):
+    class KilledError(Exception):
+        pass
+
+    def kill(step, *_):
+        if step == 5:
+            raise KilledError
+
+    whole, model = ran(tmp_path / "a", objective, epochs=8, save_every=2)
+    with pytest.raises(KilledError):
+        ran(tmp_path / "b", objective, epochs=8, save_every=2, report=kill)
+    parts, again = ran(tmp_path / "b", objective, epochs=8, save_every=2)
+    assert same(weights(model), weights(again))
+    drop = {"seconds"}
+    assert [{k: v for k, v in h.items() if k not in drop} for h in parts.history] == [{k: v for k, v in h.items() if k not in drop} for h in whole.history]
+    assert (parts.before, parts.after) == (whole.before, whole.after)
+
+
+def test_a_finished_run_called_again_draws_nothing_more(tmp_path):
+    whole, model = ran(tmp_path, RLOO(), epochs=2)
+    seen = []
+    again, other = ran(tmp_path, RLOO(), epochs=2, sink=seen.append)
+    assert seen == []
+    assert same(weights(model), weights(other))
+    assert again.history == whole.history
+
+
+@pytest.mark.parametrize("change", [{"objective": RLOO(beta=0.2)}, {"online": ONLINE.model_copy(update={"k": 5})}, {"given": task(Counts("xyz"))}])
+def test_a_checkpoint_of_another_run_is_refused(tmp_path, change):
+    ran(tmp_path, RLOO(), epochs=2, save_every=1)
+    with pytest.raises(DataError, match="other prompts, rewards or options"):
+        ran(tmp_path, change.get("objective", RLOO()), change.get("given"), online=change.get("online", ONLINE), epochs=2)
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path):
+    ran(tmp_path, RLOO(), epochs=2, save_every=1)
+    with pytest.raises(DataError, match="from another model"):
+        ran(tmp_path, RLOO(), epochs=2, model=tiny(seed=1))
+
+
+def test_answers_that_were_not_scored_teach_nothing_and_are_counted(tmp_path):
+    result, _ = ran(tmp_path, RLOO(), task(Silent(PLAIN[:80])), epochs=2)
+    assert 0 < result.left_out < result.answers
+    assert result.history[0]["unscored"] > 0
+    assert math.isfinite(result.history[-1]["loss"])
+
+
+def test_a_reward_that_can_score_nothing_is_an_error_at_once(tmp_path):
+    class Nothing(Counts):
+        def score(self, groups):
+            return [(None,) * len(g.completions) for g in groups]
+
+    with pytest.raises(DataError, match="none of 4 answers could be scored"):
+        ran(tmp_path, RLOO(), task(Nothing()))
+
+
+def test_a_step_of_equal_rewards_changes_nothing_and_says_so(tmp_path):
+    class Equal(Counts):
+        def score(self, groups):
+            return [(1.0,) * len(g.completions) for g in groups]
+
+    before = tiny()
+    for objective in (GRPO(beta=0.0), DPO()):
+        result, model = ran(tmp_path / objective.name, objective, task(Equal()), epochs=1)
+        assert result.history[0]["flat_share"] == 1.0
+        assert torch.equal(model.score(_paths(model)).path_logp, before.score(_paths(before)).path_logp)
+
+
+def _paths(model):
+    from fiducial.models.forest import Paths
+
+    return Paths.of([model.encode(p.messages, "and so on") for p in PROMPTS])
+
+
+def test_the_kl_budget_stops_a_run_and_says_why(tmp_path):
+    result, _ = ran(tmp_path, RLOO(beta=0.0), online=ONLINE.model_copy(update={"kl_budget": 0.01}), epochs=20)
+    assert result.stop.startswith("drift: k3 is")
+    assert result.steps < 20
+    again, _ = ran(tmp_path, RLOO(beta=0.0), online=ONLINE.model_copy(update={"kl_budget": 0.01}), epochs=20)
+    assert (again.steps, again.stop) == (result.steps, result.stop)
+
+
+def test_a_stronger_pull_keeps_the_policy_nearer(tmp_path):
+    far, _ = ran(tmp_path / "a", RLOO(beta=0.0), epochs=12)
+    near, _ = ran(tmp_path / "b", RLOO(beta=5.0), epochs=12)
+    assert near.history[-1]["k3"] < far.history[-1]["k3"] / 2
+
+
+def test_the_pull_moves_towards_the_target_by_its_formula(tmp_path):
+    result, _ = ran(tmp_path, RLOO(beta=0.1), online=ONLINE.model_copy(update={"kl_target": 1000.0}), epochs=3)
+    # no distance at all: beta (1 - 0.2 * 16 / 10000) after every step of 16 answers
+    factor = 1 - 0.2 * 16 / 10_000
+    assert [h["kl_weight"] for h in result.history] == pytest.approx([0.1, 0.1 * factor, 0.1 * factor**2])
+
+
+def test_a_cut_answer_is_given_the_penalty(tmp_path):
+    # a tiny model hardly ever ends by itself within two tokens
+    result, _ = ran(tmp_path, RLOO(), online=ONLINE.model_copy(update={"max_tokens": 2, "end_penalty": -7.0}), epochs=1)
+    assert result.history[0]["reward"] < -6.0
+    assert result.history[0]["reward.counts"] >= 0.0
+
+
+def test_several_rewards_are_standardised_on_the_first_look_and_logged_one_by_one(tmp_path):
+    given = Task(PROMPTS, Mixture.of([Part(Counts(ANY)), Part(Counts(ANY, "more", 100.0)), Part(Counts("a", "watched"), 0.0)]))
+    result, _ = ran(tmp_path, RLOO(), given, epochs=2)
+    assert {"reward.counts", "reward.more", "reward.watched"} <= result.history[0].keys()
+    assert abs(sum(result.before.rewards)) < 1e-6  # mean 0 where it was fitted
+    assert result.history[0]["reward.more"] == pytest.approx(100 * result.history[0]["reward.counts"])
+
+
+def test_under_a_cost_limit_the_multiplier_moves_and_the_best_checkpoint_is_taken(tmp_path):
+    given = task(cost=Counts(ANY, "cost"), multiplier=Multiplier(limit=-1.0, weight=1.0))
+    result, model = ran(tmp_path, RLOO(beta=0.0), given, epochs=6, save_every=2)
+    weight = [h["multiplier"] for h in result.history]
+    assert weight[0] == weight[1] == 1.0
+    assert weight[2] > weight[1]  # every cost is above the limit
+    kept = {p.name for p in tmp_path.glob("front-*.safetensors")}
+    assert f"front-{result.best.step}.safetensors" in kept
+    from safetensors.torch import load_file
+
+    stored = load_file(tmp_path / f"front-{result.best.step}.safetensors")
+    assert all(torch.equal(value, dict(model.module.named_parameters())[name]) for name, value in stored.items())
+
+
+def test_demonstrations_are_imitated_besides(tmp_path):
+    shown = [Group(prompt=PROMPTS[i], completions=(Completion(text="no, no"),)) for i in range(2)]
+    paths = [tiny().encode(PROMPTS[i].messages, "no, no") for i in range(2)]
+    from fiducial.models.forest import Paths
+
+    def likelihood(model):
+        return float(model.score(Paths.of(paths)).path_mean.mean())
+
+    for objective in (PPO(), RLOO()):
+        _, with_them = ran(tmp_path / f"a/{objective.name}", objective, task(demonstrations=shown), epochs=3, learning_rate=3e-2)
+        _, without = ran(tmp_path / f"b/{objective.name}", objective, epochs=3, learning_rate=3e-2)
+        assert likelihood(with_them) > likelihood(without) + 0.3
+
+
+def test_all_weights_can_train_and_the_reference_stays_what_it_was(tmp_path):
+    result, model = ran(tmp_path, RLOO(), epochs=3, lora_rank=0, learning_rate=1e-3)
+    assert not same(weights(model), weights(tiny()))
+    assert abs(result.history[0]["k3"]) < 1e-6
+    assert result.history[-1]["k3"] > 0
+
+
+def test_a_run_on_a_trained_model_takes_that_model_as_its_reference(tmp_path):
+    """Iterations of online preference optimisation: each is held to where it began."""
+    _, model = ran(tmp_path / "a", DPO(), epochs=3)
+    result, _ = ran(tmp_path / "b", DPO(), epochs=2, model=model)
+    assert abs(result.history[0]["k3"]) < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("objective", "online", "fields", "message"),
+    [
+        (RLOO(), {"k": 1}, {}, "compares answers, but k is 1"),
+        (RLOO(beta=0.0), {"kl_target": 1.0}, {}, "but beta is 0"),
+        (DPO(), {"kl_target": 1.0}, {}, "has no KL term to move"),
+        (DPO(), {}, {"demonstrations": [Group(prompt=PROMPTS[0], completions=(Completion(text="a"),))]}, "takes no demonstrations"),
+    ],
+)
+def test_options_that_do_not_fit_together_are_refused(tmp_path, objective, online, fields, message):
+    with pytest.raises(ConfigError, match=message):
+        ran(tmp_path, objective, task(**fields), online=ONLINE.model_copy(update=online))
+
+
+def test_prompts_that_do_not_fit_are_left_out_and_counted(tmp_path):
+    long = Prompt(messages=user("a" * 600))
+    result, _ = ran(tmp_path, RLOO(), Task([*PROMPTS, long], task().rewards), epochs=1)
+    assert result.prompts == 4
+    with pytest.raises(DataError, match="none of 1 prompts fits"):
+        ran(tmp_path / "b", RLOO(), Task([long], task().rewards))
+
+
+def test_prompts_are_passed_over_as_groups_are():
+    assert planned_steps(10, TrainOptions(batch=4, epochs=2)) == 5
+    assert planned_steps(1, TrainOptions(batch=8, epochs=0.1)) == 1
+
+
+def test_time_that_is_spent_ends_a_run_and_more_time_goes_on(tmp_path):
+    short, _ = ran(tmp_path, RLOO(), epochs=6, minutes=1e-6)
+    assert short.stop == "the budget of 1e-06 minutes is spent"
+    assert short.steps == 1
+    whole, model = ran(tmp_path, RLOO(), epochs=6, minutes=10.0)
+    _, plain = ran(tmp_path / "b", RLOO(), epochs=6)
+    assert (whole.steps, whole.stop) == (6, "")
+    assert same(weights(model), weights(plain))
