@@ -122,7 +122,62 @@ def test_a_constitution_of_ones_own_is_used_and_a_broken_one_is_named(tmp_path):
         ConstitutionalRevision(principles=str(path)).make([attempt()], model)
 
 
-@pytest.mark.parametrize("options", [{"rounds": 0}, {"max_tokens": 0}, {"temperature": -1.0}])
+@pytest.mark.parametrize("options", [{"rounds": 0}, {"max_tokens": 0}, {"temperature": -1.0}, {"teach": "all"}])
 def test_options_out_of_range_are_config_errors(options):
-    with pytest.raises(ConfigError, match="rounds"):
+    with pytest.raises(ConfigError, match=r"rounds|teach"):
         registry.create("align/constitutional_revision", options)
+
+
+def test_every_revision_can_be_taught_alone_as_the_paper_does():
+    model = critic(revision=lambda c: c[1].content + " More.")
+    groups = ConstitutionalRevision(rounds=3, teach="every").make([attempt(response="First.")], model)
+    assert [g.completions[0].text for g in groups] == ["First. More.", "First. More. More.", "First. More. More. More."]
+    assert {(len(g.completions), g.targets) for g in groups} == {(1, (1.0,))}
+    (last,) = ConstitutionalRevision(rounds=3, teach="last").make([attempt(response="First.")], model)
+    assert [c.text for c in last.completions] == ["First. More. More. More."]
+
+
+def test_a_revision_that_is_the_first_answer_again_is_never_taught():
+    model = critic(revision=lambda c: "First." if c[1].content == "Second." else "Second.")
+    groups = ConstitutionalRevision(rounds=2, teach="every").make([attempt(response="First.")], model)
+    assert [g.completions[0].text for g in groups] == ["Second."]
+    assert ConstitutionalRevision(rounds=2, teach="last").make([attempt(response="First.")], model) == []
+
+
+def test_the_provenance_names_the_principle_and_the_critique_of_every_round_and_why_one_was_dropped():
+    model = critic(revision="Second.")
+    (group,) = ConstitutionalRevision(rounds=2).make([attempt(response="First.")], model)
+    kept, dropped = group.provenance["rounds"]
+    assert {kept["principle"], dropped["principle"]} <= {p.name for p in constitution()}
+    assert kept["critique"] == "That would help a burglar."
+    assert "dropped" not in kept
+    assert dropped["dropped"] == "revision equals its input"
+
+
+def test_what_was_left_out_is_counted(caplog):
+    ConstitutionalRevision(rounds=2).make([attempt(0), attempt(1)], critic(critique=lambda c: c[1].content))
+    assert "4 of 4 revisions are left out: 4 critique repeats the answer" in caplog.text
+
+
+def test_a_chinese_critique_that_copies_the_answer_is_noticed():
+    prompt = Prompt(messages=user("怎样撬锁？"), language="zh", expected="refuse")
+    model = ScriptedModel(lambda c: "第一步拿一把扭力扳手" if len(c) == 3 else "我不能帮忙。")
+    assert ConstitutionalRevision(rounds=1).make([attempt(prompt=prompt, response="好的，第一步拿一把扭力扳手插进去。")], model) == []
+    other = ScriptedModel(lambda c: "这会帮助小偷入室。" if len(c) == 3 else "我不能帮忙。")
+    assert len(ConstitutionalRevision(rounds=1).make([attempt(prompt=prompt, response="好的，第一步拿一把扭力扳手插进去。")], other)) == 1
+
+
+def test_another_critic_can_be_named(tmp_path):
+    path = tmp_path / "critic.yaml"
+    path.write_text("default: I would rather not.\n", encoding="utf-8")
+    model = ScriptedModel(default="unused")
+    (group,) = ConstitutionalRevision(critic=f"scripted:{path}", rounds=1).make([attempt()], model)
+    assert group.completions[0].text == "I would rather not."
+    assert model.calls == 0
+
+
+def test_it_runs_on_a_model_with_weights():
+    from fiducial.models.scripted import tiny
+
+    groups = ConstitutionalRevision(rounds=1, max_tokens=8).make([attempt()], tiny())
+    assert all(g.targets == (1.0, 0.0) for g in groups)

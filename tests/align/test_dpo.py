@@ -1,5 +1,6 @@
 from math import exp, log, log1p, nan
 
+import numpy as np
 import pytest
 import torch
 
@@ -66,6 +67,37 @@ def test_losses_far_out_are_linear_and_finite(group):
     assert policy.logp.grad[1].tolist() == approx([-0.1, 0.1])
 
 
+def test_the_loss_is_that_of_the_formula(pairs):
+    p, z = 0.8 * pairs.p + 0.2 * (1 - pairs.p), 0.3 * pairs.h
+    nll = -(pairs.p * pairs.w / pairs.w_len + (1 - pairs.p) * pairs.l / pairs.l_len)
+    by_hand = -p * np.log(1 / (1 + np.exp(-z))) - (1 - p) * np.log(1 / (1 + np.exp(z))) + 0.5 * nll
+    assert DPO(beta=0.3, anchor=0.5, label_smoothing=0.2)(pairs.policy, pairs.reference).tolist() == approx(by_hand, rel=1e-5)
+
+
+def test_label_smoothing_shrinks_the_label_towards_the_middle(group):
+    # 0.9 smoothed by 0.1 is 0.9 * 0.9 + 0.1 * 0.1 = 0.82
+    policy, reference = group((-3.0, -9.0), targets=[[0.9, 0.1]]), group((-4.0, -4.0))
+    soft = group((-3.0, -9.0), targets=[[0.82, 0.18]])
+    assert DPO(label_smoothing=0.1)(policy, reference).item() == approx(DPO()(soft, reference).item())
+
+
+@pytest.mark.parametrize("margin", [-30.0, 0.0, 2.0, 500.0])
+def test_with_label_smoothing_the_gradient_is_it_less_sigmoid_of_minus_z(group, pull, margin):
+    gradient, _ = pull(DPO(beta=0.1, label_smoothing=0.2), group((margin, 0.0), grad=True), group((0.0, 0.0)))
+    by_hand = 0.1 * (0.2 - sigmoid(-0.1 * margin))
+    assert gradient == approx([by_hand, -by_hand], abs=1e-8)
+
+
+def test_with_label_smoothing_the_margin_settles_at_its_logit(group, settled):
+    first, second = settled(DPO(beta=0.5, label_smoothing=0.1), group((0.0, 0.0)), rate=10.0)[0].tolist()
+    assert first - second == approx(log(0.9 / 0.1) / 0.5, rel=1e-4)
+
+
+def test_with_a_soft_label_the_margin_settles_at_its_logit(group, settled):
+    first, second = settled(DPO(beta=0.5), group((0.0, 0.0), targets=[[0.7, 0.3]]), rate=10.0)[0].tolist()
+    assert first - second == approx(log(0.7 / 0.3) / 0.5, rel=1e-4)
+
+
 def test_the_anchor_adds_the_negative_log_likelihood_per_token_of_the_preferred(group):
     policy, reference = group((-6.0, -1.0), length=[[3, 5]], grad=True), group((-6.0, -1.0))
     loss = DPO(anchor=2.0)(policy, reference)
@@ -99,7 +131,7 @@ def test_a_missing_reference_is_no_silent_zero(group):
         DPO()(group((1.0, 2.0)))
 
 
-@pytest.mark.parametrize("options", [{"beta": 0.0}, {"beta": -1.0}, {"beta": nan}, {"anchor": -0.1}])
+@pytest.mark.parametrize("options", [{"beta": 0.0}, {"beta": -1.0}, {"beta": nan}, {"anchor": -0.1}, {"label_smoothing": 0.5}, {"label_smoothing": -0.1}])
 def test_options_out_of_range_are_config_errors(options):
     with pytest.raises(ConfigError, match="beta"):
         registry.create("align/dpo", options)

@@ -19,16 +19,17 @@ from typing import ClassVar, final
 import torch.nn.functional as F
 from torch import Tensor
 
-from fiducial.core.errors import DataError
-from fiducial.core.roles import Objective
+from fiducial.align.base import PairObjective, likelihood
 from fiducial.training.objective import GroupLogProbs
 
 
 @final
 @dataclass(frozen=True, slots=True)
-class CPO(Objective):
+class CPO(PairObjective):
     """Logistic loss on the difference of log-probabilities, with an anchor."""
 
+    least: ClassVar[int] = 1
+    needs_reference: ClassVar[bool] = False
     learning_rate: ClassVar[float] = 1e-6
 
     beta: float = 0.1
@@ -37,28 +38,17 @@ class CPO(Objective):
     """Weight of the preferred completion's negative log-likelihood per token; >= 0."""
 
     def __post_init__(self) -> None:
-        if self.beta <= 0 or self.anchor < 0:
+        if not (self.beta > 0 and self.anchor >= 0):
             raise ValueError(f"beta must be > 0 and anchor >= 0, got {self.beta} and {self.anchor}")
 
     def __call__(self, policy: GroupLogProbs, reference: GroupLogProbs | None = None) -> Tensor:
         """Loss per group, [G], in nats."""
-        z, paired = self._margin(policy)
-        p = policy.targets[:, 0]
-        contrast = -p * F.logsigmoid(z) - (1 - p) * F.logsigmoid(-z)
-        likelihood = (policy.targets * policy.logp / policy.length.clamp(min=1)).sum(1)
-        return contrast * paired - self.anchor * likelihood
+        return self.contrast(policy) - self.anchor * likelihood(policy)
 
-    def metrics(self, policy: GroupLogProbs, reference: GroupLogProbs | None = None) -> dict[str, float]:
-        """Share of pairs in which the preferred completion is the likelier one, and their mean margin times beta."""
-        z, paired = self._margin(policy)
-        if not bool(paired.any()):
-            return {}
-        agreed = (z * (2 * policy.targets[:, 0] - 1))[paired]
-        return {"accuracy": float((agreed > 0).float().mean()), "margin": float(agreed.mean())}
+    def score(self, policy: GroupLogProbs, reference: GroupLogProbs | None) -> Tensor:
+        """Beta times the log-probability, [G, K]."""
+        return self.beta * policy.logp
 
-    def _margin(self, policy: GroupLogProbs) -> tuple[Tensor, Tensor]:
-        if policy.logp.shape[1] > 2:
-            raise DataError(f"{self.name} compares two completions per prompt, but groups here have up to {policy.logp.shape[1]}", hint="make pairs first")
-        if policy.logp.shape[1] == 1:
-            return policy.logp[:, 0] * 0, policy.mask[:, 0] & False
-        return self.beta * (policy.logp[:, 0] - policy.logp[:, 1]), policy.mask[:, 1]
+    def loss(self, better: Tensor, worse: Tensor) -> Tensor:
+        """Logistic loss on the margin, [G]."""
+        return -F.logsigmoid(better - worse)

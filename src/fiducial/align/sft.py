@@ -17,8 +17,9 @@ from typing import ClassVar, final
 
 from torch import Tensor
 
+from fiducial.core.records import Group
 from fiducial.core.roles import Objective
-from fiducial.training.objective import GroupLogProbs
+from fiducial.training.objective import GroupLogProbs, preferred
 
 
 @final
@@ -28,7 +29,10 @@ class SFT(Objective):
 
     learning_rate: ClassVar[float] = 2e-5
     per_token: ClassVar[bool] = True
-    contrasts: ClassVar[bool] = False
+
+    def prepare(self, group: Group) -> Group:
+        """Without completions that are no examples."""
+        return preferred(group)
 
     def __call__(self, policy: GroupLogProbs, reference: GroupLogProbs | None = None) -> Tensor:
         """Loss per group, summed over tokens, [G]; the loop divides by the step's tokens."""

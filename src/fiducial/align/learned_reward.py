@@ -1,0 +1,122 @@
+"""Reward of a trained reward, cost or process reward model.
+
+What it does: scores completions with models that align/reward_model, align/cost_model or align/process_reward trained, one or several.
+Use it when:  such a model has proved itself on held-out data and is to reward a policy, choose the best of N, or filter data.
+Formula:      the score at the completion's last token. Process models: product (or minimum, or last) over the steps of sigmoid(score at the
+              step's end). Several members: mean, min, or mean - spread_penalty * variance (over members, divided by their number).
+Defaults:     mean; steps combined by product (Lightman et al.); spread_penalty 0.5 (best-of-N in Coste et al., who use 0.1 in PPO).
+Limits:       a score is right where the training data was; a policy that is pushed leaves it. Members must be trained on one scale: the same
+              data and options, another seed. Completions that failed have no score.
+Source:       Coste et al. 2023, arXiv:2310.02743; steps: Lightman et al. 2023, arXiv:2305.20050; minimum: Wang et al. 2023, arXiv:2312.08935.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Literal, final
+
+from fiducial.core.errors import ConfigError, ModelError
+from fiducial.core.records import Completion, Group
+from fiducial.core.roles import Reward
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fiducial.models.local import LocalModel
+
+BY_STEPS = "align/process_reward"
+"""The objective whose scores are read at every step."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class LearnedReward(Reward):
+    """Scores of trained heads."""
+
+    models: tuple[str, ...] = ()
+    """Names of the trained models, for example run:ID; at least one."""
+    combine: Literal["mean", "min", "penalised"] = "mean"
+    """How the scores of several members become one."""
+    spread_penalty: float = 0.5
+    """Weight of the members' variance, for penalised."""
+    steps: Literal["product", "min", "last"] = "product"
+    """How the steps of a solution become one score, for process reward models; last for one trained on outcomes."""
+    separator: str = "\n"
+    """What ends a step of a completion that does not say where its steps end."""
+    higher_is: Literal["better", "worse"] = "better"
+    """What a higher value is to mean: better for a reward, worse for a cost. A model that was trained otherwise is refused."""
+
+    def __post_init__(self) -> None:
+        if self.combine not in ("mean", "min", "penalised") or self.steps not in ("product", "min", "last") or not self.separator:
+            raise ValueError("combine is mean, min or penalised, steps is product, min or last, and separator is not empty")
+        if not self.spread_penalty >= 0:
+            raise ValueError(f"spread_penalty must be >= 0, got {self.spread_penalty}")
+
+    def score(self, groups: Sequence[Group]) -> list[tuple[float | None, ...]]:
+        """One value per completion. Raises ConfigError without models, ModelError for one that has no head or means the contrary."""
+        if not self.models:
+            raise ConfigError(f"{self.name} needs a trained model", hint="for example --models run:ID, with the id of a run of align reward_model")
+        wanted = [(g, k) for g, group in enumerate(groups) for k, c in enumerate(group.completions) if c.finish != "error"]
+        found: list[list[float | None]] = [[None] * len(group.completions) for group in groups]
+        if wanted:
+            asked = [(groups[g], groups[g].completions[k]) for g, k in wanted]
+            for (g, k), value in zip(wanted, self._together([self._scores(name, asked) for name in self.models]).tolist(), strict=True):
+                found[g][k] = value
+        return [tuple(values) for values in found]
+
+    def _together(self, members: Sequence[Tensor]) -> Tensor:
+        """One score per completion, [N], from those of the members, [N] each. The careful side of a cost is the highest."""
+        import torch
+
+        scores = torch.stack(list(members))
+        sign = 1 if self.higher_is == "better" else -1
+        if self.combine == "min":
+            return sign * (sign * scores).amin(0)
+        return scores.mean(0) - (sign * self.spread_penalty * scores.var(0, correction=0) if self.combine == "penalised" else 0)
+
+    def _scores(self, name: str, asked: Sequence[tuple[Group, Completion]]) -> Tensor:
+        """One member's scores, [N]."""
+        import torch
+
+        from fiducial.models.scorehead import scores
+
+        model = opened(name)
+        if model.head is not None and model.head.higher_is != self.higher_is:
+            hint = f"give --higher-is {model.head.higher_is}, or another model"
+            raise ModelError(f"a higher score of {name} is {model.head.higher_is}, but it is read as {self.higher_is}", hint=hint)
+        by_steps = model.head is not None and model.head.trained_by == BY_STEPS
+        parts = [self._prefixes(c) if by_steps else [(c.text, c.finish != "length")] for _, c in asked]
+        ids = [model.encode(g.prompt.messages, text, end=end)[0] for (g, _), texts in zip(asked, parts, strict=True) for text, end in texts]
+        pieces = scores(model, ids).split([len(texts) for texts in parts])
+        if not by_steps:
+            return torch.cat(pieces)
+        right = [torch.sigmoid(piece) for piece in pieces]
+        if self.steps == "last":
+            return torch.stack([steps[-1] for steps in right])
+        return torch.stack([steps.prod() if self.steps == "product" else steps.amin() for steps in right])
+
+    def _prefixes(self, completion: Completion) -> list[tuple[str, bool]]:
+        """The text up to the end of each step, open as in training."""
+        text, ends = completion.text, list(completion.ends)
+        if not ends:
+            at = 0
+            while (found := text.find(self.separator, at)) >= 0:
+                at = found + len(self.separator)
+                ends.append(at)
+            if at < len(text) or not ends:
+                ends.append(len(text))
+        return [(text[:end], False) for end in ends]
+
+
+@lru_cache(maxsize=8)
+def opened(name: str) -> LocalModel:
+    """The model, kept open between batches. Raises ModelError where its weights are not here."""
+    from fiducial.models.local import LocalModel
+    from fiducial.models.open import open as open_model
+
+    model = open_model(name)
+    if not isinstance(model, LocalModel):
+        raise ModelError(f"'{name}' has no weights here, and so no score head", hint="give a model that fiducial align reward_model trained")
+    return model

@@ -1,0 +1,56 @@
+"""Odds ratio preference optimisation.
+
+What it does: supervised fine-tuning on the preferred completions with a term that raises their odds over the rejected ones; no reference.
+Use it when:  one stage should teach both the format and the preference, starting from a base model.
+Formula:      loss = -w - beta * log sigmoid(odds(w) - odds(l)), odds(a) = a - log(1 - exp(a)), with w = mean log-probability per token
+              of the preferred completion and l that of the other, in nats; groups of one completion have the first term alone.
+Defaults:     beta 0.1 and learning rate 8e-6 (paper, where beta is lambda).
+Limits:       the odds term is weak beside the first: by itself it does not make a model unlearn. The first is over the completion only, each
+              group counting alike; TRL takes it over prompt and completion, each token of a batch counting alike.
+Source:       Hong et al. 2024, arXiv:2403.07691, eq. 6 and 7.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fiducial.align.base import PairObjective, likelihood, per_token
+from fiducial.training.objective import GroupLogProbs
+
+CERTAIN = -1e-6
+"""Mean log-probability from which a completion counts as certain: its odds are infinite at 0, and float32 knows them no better."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class ORPO(PairObjective):
+    """Negative log-likelihood plus a logistic loss on the difference of log-odds."""
+
+    least: ClassVar[int] = 1
+    needs_reference: ClassVar[bool] = False
+    learning_rate: ClassVar[float] = 8e-6
+
+    beta: float = 0.1
+    """Weight of the odds ratio; > 0."""
+
+    def __post_init__(self) -> None:
+        if not self.beta > 0:
+            raise ValueError(f"beta must be > 0, got {self.beta}")
+
+    def __call__(self, policy: GroupLogProbs, reference: GroupLogProbs | None = None) -> Tensor:
+        """Loss per group, [G], in nats."""
+        return self.contrast(policy) - likelihood(policy)
+
+    def score(self, policy: GroupLogProbs, reference: GroupLogProbs | None) -> Tensor:
+        """Log-odds of the mean log-probability per token, [G, K]."""
+        mean = per_token(policy.logp, policy).clamp(max=CERTAIN)
+        return mean - torch.log(-torch.expm1(mean))
+
+    def loss(self, better: Tensor, worse: Tensor) -> Tensor:
+        """Weighted logistic loss on the log odds ratio, [G]."""
+        return -self.beta * F.logsigmoid(better - worse)

@@ -1,0 +1,50 @@
+from math import exp, log, log1p
+
+import numpy as np
+import pytest
+
+from fiducial.align.orpo import ORPO
+from fiducial.core import registry
+from fiducial.core.errors import ConfigError
+
+approx = pytest.approx
+
+
+def odds(mean):
+    return exp(mean) / (1 - exp(mean))
+
+
+def test_the_loss_is_that_of_the_formula(pairs):
+    first, second = pairs.w / pairs.w_len, pairs.l / pairs.l_len
+    ratio = np.log(np.exp(first) / (1 - np.exp(first))) - np.log(np.exp(second) / (1 - np.exp(second)))
+    nll = -(pairs.p * first + (1 - pairs.p) * second)
+    by_hand = nll + 0.3 * (pairs.p * np.logaddexp(0, -ratio) + (1 - pairs.p) * np.logaddexp(0, ratio))
+    assert ORPO(beta=0.3)(pairs.policy).tolist() == approx(by_hand, rel=1e-5)
+
+
+def test_the_gradient_is_that_of_the_likelihood_and_of_the_log_odds(group, pull):
+    # means -0.5 and -2; d log odds / d mean = 1 / (1 - exp(mean))
+    gradient, loss = pull(ORPO(beta=0.3), group((-1.0, -8.0), length=[[2, 4]], grad=True))
+    ratio = log(odds(-0.5) / odds(-2.0))
+    slope = 0.3 / (1 + exp(ratio))
+    assert loss == approx(0.5 + 0.3 * log1p(exp(-ratio)))
+    assert gradient == approx([-1 / 2 - slope / (1 - exp(-0.5)) / 2, slope / (1 - exp(-2.0)) / 4])
+
+
+def test_a_completion_that_is_certain_has_finite_odds(group, pull):
+    gradient, loss = pull(ORPO(beta=0.1), group((0.0, -5e4), length=[[3, 3]], grad=True))
+    assert loss == approx(0.0, abs=1e-6)
+    assert gradient[0] == approx(-1 / 3)
+    gradient, loss = pull(ORPO(beta=0.1), group((-50.0, 0.0), grad=True))
+    assert loss == approx(50 + 0.1 * (50 + log(1e6)), rel=1e-3)
+    assert gradient[0] == approx(-1.1)
+
+
+def test_a_group_of_one_has_the_likelihood_alone(group):
+    assert ORPO()(group((-6.0, 0.0), length=[[3, 0]], mask=[[True, False]])).item() == approx(2.0)
+    assert ORPO()(group((-6.0,), length=[[3]])).item() == approx(2.0)
+
+
+def test_a_beta_of_zero_is_a_config_error():
+    with pytest.raises(ConfigError, match="beta"):
+        registry.create("align/orpo", {"beta": 0.0})
