@@ -36,7 +36,7 @@ def test_an_attack_counts_compliance_on_goals_and_refusal_on_twins(call, script,
 def test_the_table_goes_to_stdout_and_progress_to_stderr(run, script, goals):
     result = run("attack", "direct", script, "--goals", goals)
     assert "harmful compliance  total        1  2    50%      9% to 91%           0\n" in result.stdout
-    assert result.stdout.endswith("harmful compliance 1/2 = 50% (9% to 91%); above the threshold of 10%; judged by oversee/refusal\n")
+    assert result.stdout.endswith("harmful compliance 1/2 = 50% (9% to 91%); above the threshold of 10%; judged by oversee/compliance\n")
     assert "attack/direct 4/4" in result.stderr
     assert run("attack", "direct", script, "--goals", goals, "--quiet").stderr == ""
 
@@ -269,9 +269,9 @@ def test_nothing_to_decide_on_is_an_error_and_never_a_pass(call, plugin):
 
 
 def test_a_method_needs_its_required_option_unless_a_run_is_resumed(run):
-    result = run("align", "dpo", "tiny")
+    result = run("align", "grpo", "tiny")
     assert result.exit_code == 2
-    assert result.stderr.startswith("error: Missing option '--data'")
+    assert result.stderr.startswith("error: Missing option '--prompts'")
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")

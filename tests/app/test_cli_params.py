@@ -69,7 +69,7 @@ def test_help_shows_the_default_in_words():
 
 
 def test_a_judge_that_must_be_named_is_the_usual_one_unless_another_is():
-    assert default(option("Judge", required=True)) == "oversee/refusal"
+    assert default(option("Judge", required=True)) == "oversee/compliance"
     assert not parameter(option("Judge", required=True)).required
     assert parameter(option("Attack", required=True)).required
 

@@ -27,6 +27,7 @@ STAGES = {
     "Inspector": "fiducial.app.cli.finding:INSPECTOR",
     "Maker": "fiducial.app.cli.mending:MAKER",
     "Objective": "fiducial.app.cli.mending:OBJECTIVE",
+    "SampledObjective": "fiducial.app.cli.online:ONLINE",
     "Reward": "fiducial.app.cli.mending:REWARD",
     "Guard": "fiducial.app.cli.mending:GUARD",
     "Gate": "fiducial.app.cli.mending:GATE",
@@ -64,8 +65,8 @@ class AreaGroup(Group):
 
 
 def stage_of(card: Card) -> Stage:
-    """What is done with methods of the card's role."""
-    stage: Stage = imported(STAGES[card.role])
+    """What is done with methods of the card's role; an objective that learns from its own samples alone takes no data."""
+    stage: Stage = imported(STAGES["SampledObjective" if card.constants.get("on_policy") else card.role])
     return stage
 
 

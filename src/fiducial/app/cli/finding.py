@@ -45,7 +45,9 @@ def _attack_options() -> list[click.Option]:
             help="Only this part of the goals; what is to be learnt from comes from `repair`. [default: held-out of the shipped goals, all of a file]",
         ),
         click.Option(["--twins/--no-twins"], default=True, help="Also try the benign twin of each goal, which must not be refused. [default: on]"),
-        click.Option(["--judge"], type=MethodName("Judge"), default="oversee/compliance", help="Who says whether an answer complies. [default: oversee/compliance]"),
+        click.Option(
+            ["--judge"], type=MethodName("Judge"), default="oversee/compliance", help="Who says whether an answer complies. [default: oversee/compliance]"
+        ),
         click.Option(["--limit"], type=int, help="First so many goals only. [default: all]"),
         click.Option(["--max-tokens"], type=int, default=64, help="Length of an answer. [default: 64]"),
         click.Option(["--seed"], type=int, default=0, help="[default: 0]"),

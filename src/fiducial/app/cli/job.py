@@ -43,13 +43,12 @@ class Job:
     @property
     def options(self) -> dict[str, Any]:
         """Options of the method: the given ones, and for a method that must be named the usual one."""
-        usual = {o.name: default(o) for o in self.card.options if o.required and default(o) is not None}
         own = {o.name for o in self.card.options}
-        return usual | {name: value for name, value in self.given.items() if name in own}
+        return _usual(self.card) | {name: value for name, value in self.given.items() if name in own}
 
     def method(self) -> Method:
         """The method, with every method that it takes as an option created too."""
-        return registry.create(self.card.name, _created(self.card.options, self.options))
+        return made(self.card, self.options)
 
     def model(self) -> Model:
         """The model named by MODEL."""
@@ -113,6 +112,15 @@ class Stage:
     """Options that the role adds to those of the method."""
     takes_model: bool = True
     resumable: bool = False
+
+
+def made(card: Card, options: Mapping[str, Any]) -> Method:
+    """The method with these options, and with every method that it takes as an option created too."""
+    return registry.create(card.name, _created(card.options, _usual(card) | dict(options)))
+
+
+def _usual(card: Card) -> dict[str, Any]:
+    return {o.name: default(o) for o in card.options if o.required and default(o) is not None}
 
 
 def named(name: str, options: Mapping[str, Any] | None = None) -> Method:

@@ -24,6 +24,7 @@ RECORDS = {
     "report": ("fiducial.app.cli.runs:report", "Path of a run's report."),
     "compare": ("fiducial.app.cli.runs:compare", "Compare the figures of two runs."),
     "log": ("fiducial.app.cli.log:log", "The ledger: verify it, show it, trace a model."),
+    "annotations": ("fiducial.app.cli.annotations:combine", "Combine the labels of several annotators."),
     "model": ("fiducial.app.cli.model:model", "The embedded model."),
 }
 AREAS = {

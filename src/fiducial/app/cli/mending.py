@@ -72,7 +72,7 @@ def _to_learn_from(reference: str, *, any_split: bool) -> tuple[list[Attempt], i
     is_file = Path(reference).is_file() or Path(reference).suffix == ".jsonl"
     within = "stages/find-*" if not is_file and Run.open(reference).facts.command == "loop" else "**"
     attempts = records(reference, "attempts", Attempt, within=within)
-    kept = [a for a in attempts if any_split or _may_be_learnt_from(a.prompt)]
+    kept = [a for a in attempts if any_split or may_be_learnt_from(a.prompt)]
     if not kept:
         raise DataError(
             f"{reference}: all {len(attempts)} attempts are on shipped goals that are kept for the proof",
@@ -81,7 +81,8 @@ def _to_learn_from(reference: str, *, any_split: bool) -> tuple[list[Attempt], i
     return kept, len(attempts) - len(kept)
 
 
-def _may_be_learnt_from(prompt: Prompt) -> bool:
+def may_be_learnt_from(prompt: Prompt) -> bool:
+    """Whether a prompt is not one of the shipped ones that are kept for the proof."""
     from fiducial.data.split import goal_text, split_of
 
     shipped = prompt.source == "fiducial" or prompt.source.startswith("fiducial ")
@@ -92,7 +93,7 @@ def _hash(groups: Sequence[Group]) -> str:
     return digest([g.id for g in groups])
 
 
-def _groups(reference: str) -> list[Group]:
+def groups_from(reference: str) -> list[Group]:
     """Groups from a file in any of the known layouts, or of a run."""
     from fiducial.data.formats import read_groups
 
@@ -102,20 +103,26 @@ def _groups(reference: str) -> list[Group]:
 
 
 def _training_options() -> list[click.Option]:
+    from fiducial.app.cli import online
+
     data = click.Option(
-        ["--data"], metavar="FILE|RUN", required=True, help="Groups to train on: a file (pairs, demonstrations, labels), or a run that made some."
+        ["--data"], metavar="FILE|RUN", help="Groups to train on: a file (pairs, demonstrations, labels), or a run that made some; or else --prompts."
     )
     # every training option has a default or is found out from the data, so none is asked for
-    return [data, *[cast(click.Option, parameter(o)) for o in options_in(*TRAINING)]]
+    return [data, *online.options(required=False), *[cast(click.Option, parameter(o)) for o in options_in(*TRAINING)]]
 
 
 def align(job: Job) -> int:
-    """A model trained on groups with the objective; goes on from the last checkpoint when resumed."""
+    """A model trained on groups with the objective, or on its own samples where there are none; goes on from the last checkpoint when resumed."""
+    from fiducial.app.cli import online
     from fiducial.core.config import resolve
     from fiducial.models.local import LocalModel
     from fiducial.training.loop import TrainOptions, train
 
-    groups = _groups(job.values["data"])
+    if job.values["data"] is None:
+        return online.learn(job)
+    online.refuse_options(job)
+    groups = groups_from(job.values["data"])
     names = {o.name for o in options_in(*TRAINING)}
     options, _ = resolve(TrainOptions, flags={name: value for name, value in job.given.items() if name in names})
     objective = cast(Objective, job.method())
@@ -157,7 +164,7 @@ def _reward_options() -> list[click.Option]:
 
 def reward(job: Job) -> int:
     """Groups with a reward for each completion."""
-    groups = _groups(job.values["data"])
+    groups = groups_from(job.values["data"])
     method = cast(Reward, job.method())
     with job.start() as run:
         lines = run.lines("groups", Group)

@@ -1,0 +1,221 @@
+"""What `fiducial align` does when it is given prompts and rewards instead of data: the model learns from its own samples."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import click
+
+from fiducial.app.cli.job import Job, Stage, made
+from fiducial.app.cli.mending import TRAINING, groups_from, may_be_learnt_from
+from fiducial.app.cli.output import Table
+from fiducial.app.cli.params import Yaml, parameter
+from fiducial.core import registry
+from fiducial.core.errors import ConfigError, DataError, ModelError
+from fiducial.core.records import Group, Prompt, digest
+from fiducial.core.registry import options_in
+from fiducial.core.roles import Objective, Reward
+
+if TYPE_CHECKING:
+    from fiducial.core.run import Run
+    from fiducial.training.constraint import Multiplier
+    from fiducial.training.online import OnlineResult, Task
+    from fiducial.training.rewards import Part
+
+SAMPLING = ("fiducial.training.online_options", "OnlineOptions")
+EXPECTED = ("answer", "refuse", "comply")
+
+
+def options(*, required: bool) -> list[click.Option]:
+    """The options of learning from samples, without those of training."""
+    asked = "Prompts to answer: a file, `shipped`, or refuse=FILE and comply=FILE to say what a good model does with them; may be repeated."
+    scored = "What answers are scored by: a method, module:function, or {reward: NAME, weight: 0.5, name: x, ...}; may be repeated, weight 0 is only watched."
+    kept = "A reward whose higher values are worse, held below a limit: NAME or {reward: NAME, limit: 0, ...}."
+    return [
+        click.Option(["--prompts"], metavar="FILE", multiple=True, required=required, help=asked),
+        click.Option(["--reward"], type=Yaml(), metavar="NAME|MODULE:FUNCTION", multiple=True, required=required, help=scored),
+        click.Option(["--cost"], type=Yaml(), metavar="NAME|MODULE:FUNCTION", help=kept),
+        click.Option(["--demonstrations"], metavar="FILE|RUN", help="Groups whose preferred completions are imitated besides."),
+        *[parameter(o) for o in options_in(*SAMPLING)],
+    ]
+
+
+def _options() -> list[click.Option]:
+    return [*options(required=True), *[parameter(o) for o in options_in(*TRAINING)]]
+
+
+def refuse_options(job: Job) -> None:
+    """Raises ConfigError for an option about samples in a command that learns from data."""
+    own = {o.name for o in job.card.options}
+    for name in ("prompts", "reward", "cost", "demonstrations", *(o.name for o in options_in(*SAMPLING))):
+        if name in job.given and name not in own:
+            raise ConfigError(f"--{name.replace('_', '-')} is about samples, but --data says what to learn from", hint="leave out the one or the other")
+
+
+def learn(job: Job) -> int:
+    """A model that has learnt from what it said to prompts; goes on from the last checkpoint when resumed."""
+    from fiducial.core.config import resolve
+    from fiducial.models.local import LocalModel
+    from fiducial.training.online import learn as trained_by
+    from fiducial.training.online_options import OnlineOptions
+    from fiducial.training.options import TrainOptions
+
+    training, _ = resolve(TrainOptions, flags=_given(job, TRAINING))
+    online, _ = resolve(OnlineOptions, flags=_given(job, SAMPLING))
+    task = _task(job)
+    objective = cast(Objective, job.method())
+    data = digest([p.id for p in task.prompts])
+    with job.start() as run:
+        job.output.resume = job.command_to_resume(run)
+        what = {"prompts": data, "objective": [objective.name, objective.options()], "rewards": _plain(task), "model": job.values["model"]}
+        stage = run.stage("train", what)
+        with closing(job.white_box()) as model, job.progress.task(job.card.name) as progress:
+            if not isinstance(model, LocalModel):
+                raise ModelError(f"'{model.uri}' cannot be trained", hint="give smollm2, a folder, or a model of the hub")
+            base = model.fingerprint
+            lines = run.lines("groups", Group)
+            known = {group.id for group in lines.read()}
+
+            def keep(group: Group) -> None:
+                if group.id not in known:  # a resumed run draws the groups since its checkpoint again
+                    known.add(group.id)
+                    lines.append(group)
+
+            def report(step: int, steps: int, figures: dict[str, float]) -> None:
+                run.metrics(figures, step=step)
+                progress.advance(1, figure=f"step {step} of {steps}, reward {figures['reward']:.4g}, KL {figures['k3']:.3g}")
+
+            result = trained_by(model, task, objective, training, online, folder=stage.folder("checkpoints"), report=report, sink=keep)
+            folder = model.save(run.path / "model")
+            trained = model.fingerprint
+        stage.finish({"fingerprint": trained, "steps": result.steps, "planned": result.planned, "stop": result.stop})
+        job.log(run, "train", {"base": base, "model": trained, "data": [data], "rewards": _plain(task)})
+        return _report(job, run, result, task, folder, trained)
+
+
+def _given(job: Job, where: tuple[str, str]) -> dict[str, Any]:
+    names = {o.name for o in options_in(*where)}
+    return {name: value for name, value in job.given.items() if name in names}
+
+
+def _task(job: Job) -> Task:
+    """Prompts, rewards, cost and demonstrations of the command."""
+    from fiducial.training.constraint import Multiplier
+    from fiducial.training.online import Task
+    from fiducial.training.rewards import Mixture
+
+    if not job.values["prompts"] or not job.values["reward"]:
+        raise ConfigError("there are no prompts or no rewards to learn from", hint="give --prompts FILE and --reward NAME, or --data FILE")
+    cost, multiplier = None, Multiplier()
+    if job.values["cost"]:
+        cost, multiplier = _cost(job.values["cost"])
+    shown = groups_from(job.values["demonstrations"]) if job.values["demonstrations"] else []
+    if "mix" in job.given and not shown:
+        raise ConfigError("--mix weighs demonstrations, and there are none", hint="give --demonstrations FILE")
+    return Task(prompts(job, job.values["prompts"]), Mixture.of([part(spec) for spec in job.values["reward"]]), cost, multiplier, shown)
+
+
+def prompts(job: Job, sources: Sequence[str]) -> list[Prompt]:
+    """The prompts of all sources, each once; of the shipped goals only those that may be learnt from. Raises DataError when none is left."""
+    from fiducial.data.load import Expected
+    from fiducial.data.load import prompts as read
+
+    found: list[Prompt] = []
+    for source in sources:
+        word, sign, rest = source.partition("=")
+        named = bool(sign) and word in EXPECTED
+        found += read(rest if named else source, cast(Expected, word if named else "answer"))
+    kept = list({p.id: p for p in found if may_be_learnt_from(p)}.values())
+    if not kept:
+        raise DataError("no prompt is left to learn from", hint="shipped goals outside the repair split are kept for the proof; give others")
+    if len(found) > len(kept):
+        job.output.note(f"{len(found) - len(kept)} prompts were left out: they stand there twice, or are kept for the proof")
+    return kept
+
+
+def part(spec: Any) -> Part:
+    """One reward, from its name or from a mapping with its weight, its name in figures, and its own options."""
+    from fiducial.training.rewards import Part
+
+    values = _mapping(spec)
+    weight, label = values.pop("weight", 1.0), values.pop("name", "")
+    if isinstance(weight, bool) or not isinstance(weight, int | float):
+        raise ConfigError(f"the weight of a reward is {weight!r}", hint="give a number")
+    return Part(_reward(values), float(weight), str(label))
+
+
+def _cost(spec: Any) -> tuple[Reward, Multiplier]:
+    """The cost, and how it is held below its limit."""
+    from fiducial.training.constraint import Multiplier
+
+    values = _mapping(spec)
+    own = {f.name for f in fields(Multiplier)} - {"recent"}
+    control = {name: values.pop(name) for name in own if name in values}
+    try:
+        return _reward(values), Multiplier(**control)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"--cost: {error}", hint="{reward: NAME, limit: -0.5, weight: 10, most: 20, rate: 0.1, delay: 1}") from error
+
+
+def _mapping(spec: Any) -> dict[str, Any]:
+    if isinstance(spec, str):
+        return {"reward": spec}
+    if not isinstance(spec, Mapping) or not isinstance(spec.get("reward"), str):
+        raise ConfigError(f"a reward is a name or a mapping with `reward`, this is {spec!r}", hint="for example {reward: mine:short, weight: 0.5}")
+    return dict(spec)
+
+
+def _reward(values: dict[str, Any]) -> Reward:
+    """The reward named by `reward`, with the other values as its options."""
+    from fiducial.training.rewards import FunctionReward, is_function
+
+    name, given = values["reward"], {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k != "reward"}
+    if is_function(name):
+        if given:
+            raise ConfigError(f"the function {name} has no option '{next(iter(given))}'", hint="give the number another way, for example in its module")
+        return FunctionReward(name)
+    return cast(Reward, made(registry.card(name, role="Reward"), given))
+
+
+def _plain(task: Task) -> list[Any]:
+    parts = [[p.label, p.weight, p.reward.options()] for p in task.rewards.parts]
+    return [*parts, ["cost", task.multiplier.limit, task.cost.options()]] if task.cost else parts
+
+
+def _report(job: Job, run: Run, result: OnlineResult, task: Task, folder: Path, fingerprint: str) -> int:
+    """The report card, in full as a file and in short on the screen."""
+    from fiducial.core.store import write_atomic
+    from fiducial.training.online_card import card, gained
+    from fiducial.training.online_options import OnlineOptions
+
+    budget = job.given.get("kl_budget", OnlineOptions().kl_budget)
+    watched = [p.label for p in task.rewards.parts if not p.weight]
+    found = card(result.history, result.before, result.after, budget=budget, watched=watched, stop=result.stop)
+    place = run.path / "card.json"
+    write_atomic(place, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+    uri, last = f"run:{run.id}", result.history[-1] if result.history else {}
+    counts = {"steps": result.steps, "planned": result.planned, "answers": result.answers, "left_out": result.left_out, "seconds": result.seconds}
+    best = {"best": result.best._asdict()} if result.best else {}
+    data = {"model": uri, "fingerprint": fingerprint, "folder": folder, **counts, "stop": result.stop, "last": last, "card": place, **best}
+    names = sorted(result.before.figures.keys() & result.after.figures.keys())
+    table = Table(("figure", "before", "after"), [(name, f"{result.before.figures[name]:.4g}", f"{result.after.figures[name]:.4g}") for name in names])
+    lines = [uri, f"{result.steps} of {result.planned} steps, {result.answers} answers ({result.left_out} taught nothing) in {result.seconds:.0f} s"]
+    if result.prompts < len(task.prompts):
+        lines.append(f"{len(task.prompts) - result.prompts} prompts did not fit and were left out")
+    if result.stop:
+        lines.append(f"stopped: {result.stop}")
+    if result.best:
+        lines.append(f"the model is the checkpoint of step {result.best.step}: reward {result.best.reward:.4g}, cost {result.best.cost:.4g}")
+    lines.append(f"reward per prompt rose by {gained(result.before, result.after)}")
+    lines += [f"{name}: {rule['outcome']} ({rule['sentence']})" for name, rule in found["rules"].items()]
+    lines.append(", ".join(f"{name} {last[name]:.4g}" for name in ("reward", "k1", "k3", "flat_share", "unscored", "clipped") if name in last))
+    job.output.result(data, table, *lines)
+    return job.done()
+
+
+ONLINE = Stage(learn, _options, resumable=True)
