@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from fiducial.models.local import LocalModel
 
 
-REST = 15.0
-"""Seconds for what is no stage: importing, opening the model, the report."""
+REST = 35.0
+"""Seconds for what is no stage: importing, opening the model, putting the adapter on, saving, the report."""
 
 
 class LoopTraining(TrainOptions):

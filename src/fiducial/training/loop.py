@@ -181,12 +181,13 @@ class _Trainer:
     def _fitting(self) -> int:
         """The last step that fits into the time, by the speed so far. A run that is merely cut off has learnt with a rate that never fell.
 
-        In tenths of the whole schedule and with five percent of grace, so that runs on one machine are planned alike.
+        In tenths of the whole schedule, so that runs on one machine are planned alike; after its first quarter with five percent of grace,
+        since a rate that has begun to fall should not jump for a hiccup.
         """
         if self.options.minutes is None or self.step < TIMED:
             return self.last
         fits = self.step + (60 * self.options.minutes - self.seconds) / (self.seconds / self.step)
-        if fits >= 0.95 * self.last:
+        if fits >= (1.0 if self.step < self.planned / 4 else 0.95) * self.last:
             return self.last
         return max(self.step, self.planned * int(10 * fits / self.planned) // 10)
 
