@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from fiducial.models.local import LocalModel
 
 
-REST = 45.0
+REST = 15.0
 """Seconds for what is no stage: importing, opening the model, putting the adapter on, saving, the report."""
 
 

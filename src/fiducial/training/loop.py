@@ -181,19 +181,19 @@ class _Trainer:
     def _fitting(self) -> int:
         """The last step that fits into the time, by the speed so far. A run that is merely cut off has learnt with a rate that never fell.
 
-        In tenths of the whole schedule, so that runs on one machine are planned alike; after its first quarter with five percent of grace,
-        since a rate that has begun to fall should not jump for a hiccup.
+        In tenths of the whole schedule, so that runs on one machine are planned alike, and with some grace: five percent in its first
+        quarter, fifteen later, when the last steps with their small rates are worth more than the seconds.
         """
         if self.options.minutes is None or self.step < TIMED:
             return self.last
         fits = self.step + (60 * self.options.minutes - self.seconds) / (self.seconds / self.step)
-        if fits >= (1.0 if self.step < self.planned / 4 else 0.95) * self.last:
+        if fits >= (0.95 if self.step < self.planned / 4 else 0.85) * self.last:
             return self.last
         return max(self.step, self.planned * int(10 * fits / self.planned) // 10)
 
     def _spent(self) -> str:
         """A reason to stop when time is up; not kept in checkpoints, since a resumed run may be given more."""
-        if self.options.minutes is not None and self.seconds > 1.1 * 60 * self.options.minutes and self.step < self.last:
+        if self.options.minutes is not None and self.seconds > 1.2 * 60 * self.options.minutes and self.step < self.last:
             return f"the budget of {self.options.minutes:g} minutes is spent"
         return ""
 
