@@ -10,7 +10,7 @@ from fiducial.core.errors import ConfigError
 from fiducial.core.records import Group
 from fiducial.core.run import Run
 
-FAST = ["--epochs", "2", "--batch", "2", "--lora-rank", "2", "--k", "2", "--max-tokens", "4", "--kl-budget", "1000"]
+FAST = ["--epochs", "2", "--batch", "2", "--lora-rank", "2", "--k", "2", "--max-tokens", "4", "--kl-budget", "1000", "--length-change", "none"]
 
 
 @pytest.fixture

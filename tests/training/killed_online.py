@@ -40,7 +40,7 @@ def go(folder):
     model = tiny()
     prompts = [Prompt(messages=user(text)) for text in ("hello", "why?")]
     options = TrainOptions(batch=2, learning_rate=1e-2, lora_rank=2, epochs=8, save_every=2)
-    online = OnlineOptions(k=3, max_tokens=5, kl_budget=1e9, kl_target=0.5)
+    online = OnlineOptions(k=3, max_tokens=5, kl_budget=1e9, length_change=None, kl_target=0.5)
     return learn(model, Task(prompts, Mixture.of([Part(Letters())])), RLOO(), options, online, folder=Path(folder)), model
 
 

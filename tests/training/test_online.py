@@ -22,7 +22,7 @@ from fiducial.training.options import TrainOptions
 from fiducial.training.rewards import Mixture, Part
 
 PROMPTS = [Prompt(messages=user(text)) for text in ("hello", "why is the sky blue?", "tell me", "what now")]
-ONLINE = OnlineOptions(k=4, max_tokens=6, kl_budget=1e9)
+ONLINE = OnlineOptions(k=4, max_tokens=6, kl_budget=1e9, length_change=None)
 OPTIONS = TrainOptions(batch=4, learning_rate=1e-2, lora_rank=4, epochs=3)
 
 

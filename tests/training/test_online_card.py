@@ -3,14 +3,14 @@ from math import nan
 import pytest
 
 from fiducial.core.records import Completion, Group, Prompt, user
-from fiducial.training.online_card import WINDOW, Look, card, gained, rules, stops, surface
+from fiducial.training.online_card import WINDOW, Bounds, Look, card, gained, rules, stops, surface
 
 BEFORE = Look(["a b c d"], [0.0], {"length": 10.0, "repetition": 0.1})
 FINE = {"k3": 1.0, "length": 11.0, "repetition": 0.15, "reward": 1.0}
 
 
 def broken(watched=(), history=None, **changes):
-    return stops(history or [FINE | changes], BEFORE, budget=5.0, watched=watched)
+    return stops(history or [FINE | changes], BEFORE, Bounds(5.0, 0.5, tuple(watched)))
 
 
 def test_nothing_stops_a_run_that_keeps_to_its_bounds():
@@ -31,8 +31,13 @@ def test_each_rule_says_what_it_saw(change, said):
 
 
 def test_what_was_not_measured_is_no_pass():
-    found = rules([{"k3": nan}], Look([], [], {}), budget=5.0, watched=())
+    found = rules([{"k3": nan}], Look([], [], {}), Bounds(5.0, 0.5))
     assert {rule.outcome for rule in found.values()} == {"not measured"}
+
+
+def test_the_length_may_be_left_free():
+    assert rules([FINE | {"length": 1.0}], BEFORE, Bounds(5.0, None))["length"].outcome == "not measured"
+    assert stops([FINE | {"length": 1.0}], BEFORE, Bounds(5.0, 2.0)) == ""
 
 
 def course(reward, watched):
@@ -51,8 +56,8 @@ def test_anything_else_is_not(reward, watched):
 
 
 def test_too_few_steps_or_nothing_watched_measure_no_hacking():
-    assert rules(course(2.0, -2.0)[:-1], BEFORE, budget=5.0, watched=["gold"])["reward hacking"].outcome == "not measured"
-    assert rules(course(2.0, -2.0), BEFORE, budget=5.0, watched=[])["reward hacking"].outcome == "not measured"
+    assert rules(course(2.0, -2.0)[:-1], BEFORE, Bounds(5.0, 0.5, ("gold",)))["reward hacking"].outcome == "not measured"
+    assert rules(course(2.0, -2.0), BEFORE, Bounds(5.0, 0.5))["reward hacking"].outcome == "not measured"
 
 
 def group(text, finish="stop"):
@@ -75,7 +80,7 @@ def test_the_gain_is_over_prompts_scored_both_times():
 def test_a_card_is_plain_and_holds_pairs_of_answers():
     import json
 
-    found = card([FINE], BEFORE, Look(["e f"], [1.0], {}), budget=5.0, watched=[], stop="")
+    found = card([FINE], BEFORE, Look(["e f"], [1.0], {}), Bounds(5.0, 0.5), stop="")
     assert json.loads(json.dumps(found))["answers"] == [{"before": "a b c d", "after": "e f"}]
     assert found["rules"]["drift"]["outcome"] == "pass"
     assert found["gain"]["value"] == 1.0

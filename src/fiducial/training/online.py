@@ -34,7 +34,7 @@ from fiducial.training.data import Data
 from fiducial.training.kl import Pull, k3
 from fiducial.training.loop import Report, batch
 from fiducial.training.objective import GroupLogProbs
-from fiducial.training.online_card import Look, stops, surface
+from fiducial.training.online_card import Bounds, Look, stops, surface
 from fiducial.training.online_options import OnlineOptions
 from fiducial.training.options import TrainOptions
 from fiducial.training.policy_gradient import SampledObjective
@@ -127,6 +127,11 @@ def planned_steps(prompts: int, options: TrainOptions) -> int:
     return max(1, math.ceil(options.epochs * prompts / options.batch))
 
 
+def bounds(task: Task, online: OnlineOptions) -> Bounds:
+    """What a run with these options is held to."""
+    return Bounds(online.kl_budget, online.length_change, tuple(p.label for p in task.rewards.parts if not p.weight))
+
+
 def _check(task: Task, objective: Objective, online: OnlineOptions) -> None:
     sampled = isinstance(objective, SampledObjective)
     if not task.prompts:
@@ -168,7 +173,7 @@ class _Online:
         self.identity = self._identity()  # before the weight of the KL term moves
         self.pull = Pull(self.sampled.beta if self.sampled else 0.0, online.kl_target)
         self.rewards, self.multiplier = task.rewards, task.multiplier
-        self.watched = [p.label for p in task.rewards.parts if not p.weight]
+        self.bounds = bounds(task, online)
         self.before: Look | None = None
         self.step, self.seconds, self.answers, self.left_out = 0, 0.0, 0, 0
         self.stop = ""
@@ -338,7 +343,7 @@ class _Online:
     def _broken(self, before: Look) -> str:
         """A reason to stop that the last step shows, or nothing."""
         norms = [figures["grad_norm"] for figures in self.history]
-        return stops(self.history, before, budget=self.online.kl_budget, watched=self.watched) or exploded(norms[-1], norms[:-1])
+        return stops(self.history, before, self.bounds) or exploded(norms[-1], norms[:-1])
 
     def _spent(self) -> str:
         """A reason to stop when time is up; not kept in checkpoints, since a resumed run may be given more."""

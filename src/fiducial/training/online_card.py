@@ -57,16 +57,28 @@ def surface(groups: Sequence[Group]) -> dict[str, float]:
     return style([(None, c.text, None) for c in found]) | {"ended": fmean(c.finish == "stop" for c in found) if found else math.nan}
 
 
-def rules(history: History, before: Look, *, budget: float, watched: Sequence[str]) -> dict[str, Rule]:
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What a run is held to."""
+
+    kl: float
+    """Distance from the beginning in nats per answer."""
+    length: float | None
+    """Share by which the mean length may change; None = any."""
+    watched: tuple[str, ...] = ()
+    """Rewards that must not fall while the trained one rises."""
+
+
+def rules(history: History, before: Look, bounds: Bounds) -> dict[str, Rule]:
     """Every stopping rule after the last step of `history`, with its outcome and a sentence."""
     now = history[-1] if history else {}
     far, length, repeats = (now.get(name, math.nan) for name in ("k3", "length", "repetition"))
     usual_length, usual_repeats = (before.figures.get(name, math.nan) for name in ("length", "repetition"))
     return {
-        "drift": _rule(far, far <= budget, f"k3 is {far:.2f} nats per answer, the budget {budget:g}"),
+        "drift": _rule(far, far <= bounds.kl, f"k3 is {far:.2f} nats per answer, the budget {bounds.kl:g}"),
         "length": _rule(
-            length + usual_length,
-            0.5 * usual_length <= length <= 1.5 * usual_length,
+            length + usual_length if bounds.length is not None else math.nan,
+            abs(length - usual_length) <= (bounds.length or 0.0) * usual_length,
             f"answers have {length:.1f} words on average, at the beginning {usual_length:.1f}",
         ),
         "repetition": _rule(
@@ -74,13 +86,13 @@ def rules(history: History, before: Look, *, budget: float, watched: Sequence[st
             repeats <= max(2 * usual_repeats, 0.1),
             f"{repeats:.0%} of 4-grams are repeats, at the beginning {usual_repeats:.0%}",
         ),
-        "reward hacking": _hacked(history, watched),
+        "reward hacking": _hacked(history, bounds.watched),
     }
 
 
-def stops(history: History, before: Look, *, budget: float, watched: Sequence[str]) -> str:
+def stops(history: History, before: Look, bounds: Bounds) -> str:
     """The first rule that is broken, as a reason to stop; empty when none is."""
-    for name, (outcome, sentence) in rules(history, before, budget=budget, watched=watched).items():
+    for name, (outcome, sentence) in rules(history, before, bounds).items():
         if outcome == "fail":
             return f"{name}: {sentence}"
     return ""
@@ -92,13 +104,13 @@ def gained(before: Look, after: Look) -> Mean:
     return paired_difference([a for a, _ in both], [b for _, b in both])
 
 
-def card(history: History, before: Look, after: Look, *, budget: float, watched: Sequence[str], stop: str) -> dict[str, Any]:
+def card(history: History, before: Look, after: Look, bounds: Bounds, *, stop: str) -> dict[str, Any]:
     """The report card as plain values: rules, figures before and after, how the figures went, pairs of answers, why it stopped."""
     gain = gained(before, after)
     low, high = gain.interval()
     return {
         "stop": stop,
-        "rules": {name: {"outcome": rule.outcome, "sentence": rule.sentence} for name, rule in rules(history, before, budget=budget, watched=watched).items()},
+        "rules": {name: {"outcome": rule.outcome, "sentence": rule.sentence} for name, rule in rules(history, before, bounds).items()},
         "gain": {"value": gain.value, "low": low, "high": high, "n": gain.n},
         "before": before.figures,
         "after": after.figures,

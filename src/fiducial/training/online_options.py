@@ -22,6 +22,8 @@ class OnlineOptions(BaseModel):
     """Reward of an answer that was cut before its end; none = it is scored like any other."""
     kl_budget: float = Field(default=10.0, gt=0)
     """Distance from the model at the beginning at which training stops, in nats per answer (k3, summed over tokens)."""
+    length_change: float | None = Field(default=0.5, gt=0)
+    """Share by which the mean length of answers may change before training stops; none = it may do what it likes."""
     kl_target: float | None = Field(default=None, gt=0)
     """Distance at which the weight of the KL term is kept by moving it; none = the weight stays."""
     mix: float = Field(default=1.0, ge=0)

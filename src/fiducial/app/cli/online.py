@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from fiducial.core.run import Run
     from fiducial.training.constraint import Multiplier
     from fiducial.training.online import OnlineResult, Task
+    from fiducial.training.online_options import OnlineOptions
     from fiducial.training.rewards import Part
 
 SAMPLING = ("fiducial.training.online_options", "OnlineOptions")
@@ -95,7 +96,7 @@ def learn(job: Job) -> int:
             trained = model.fingerprint
         stage.finish({"fingerprint": trained, "steps": result.steps, "planned": result.planned, "stop": result.stop})
         job.log(run, "train", {"base": base, "model": trained, "data": [data], "rewards": _plain(task)})
-        return _report(job, run, result, task, folder, trained)
+        return _report(job, run, result, task, online, folder, trained)
 
 
 def _given(job: Job, where: tuple[str, str]) -> dict[str, Any]:
@@ -187,15 +188,13 @@ def _plain(task: Task) -> list[Any]:
     return [*parts, ["cost", task.multiplier.limit, task.cost.options()]] if task.cost else parts
 
 
-def _report(job: Job, run: Run, result: OnlineResult, task: Task, folder: Path, fingerprint: str) -> int:
+def _report(job: Job, run: Run, result: OnlineResult, task: Task, online: OnlineOptions, folder: Path, fingerprint: str) -> int:
     """The report card, in full as a file and in short on the screen."""
     from fiducial.core.store import write_atomic
+    from fiducial.training.online import bounds
     from fiducial.training.online_card import card, gained
-    from fiducial.training.online_options import OnlineOptions
 
-    budget = job.given.get("kl_budget", OnlineOptions().kl_budget)
-    watched = [p.label for p in task.rewards.parts if not p.weight]
-    found = card(result.history, result.before, result.after, budget=budget, watched=watched, stop=result.stop)
+    found = card(result.history, result.before, result.after, bounds(task, online), stop=result.stop)
     place = run.path / "card.json"
     write_atomic(place, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
     uri, last = f"run:{run.id}", result.history[-1] if result.history else {}
