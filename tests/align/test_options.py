@@ -55,8 +55,8 @@ def figures(objective):
     """Losses, what each group counts, and the gradient with respect to all that a model gives, one after the other."""
     parts, policy, reference, values, scores = data(objective)
     if isinstance(objective, SampledObjective):
-        lessons = objective.lessons(parts.with_tokens(policy + 0.5 * values[0], values[1]), parts.with_tokens(reference), room=10)
-        parts = replace(parts, tokens=replace(parts.tokens, given=dict(lessons.given)))
+        lessons = objective.lessons(parts.with_tokens(policy + 3 * values[0], values[1]), parts.with_tokens(reference), room=10)
+        parts = replace(parts, tokens=replace(parts.tokens, given=dict(lessons.given) | {"old": policy + 3 * values[0]}))
     known = [t.clone().requires_grad_() for t in (policy, values[0], scores)]
     groups = replace(parts.with_tokens(*known[:2]), scores=known[2], mismatched=values[1][:16] + 1)
     losses = objective(groups, replace(parts.with_tokens(reference), mismatched=values[0][:16]) if objective.needs_reference else None)
