@@ -15,10 +15,9 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from tempfile import TemporaryDirectory
 from typing import Any
 
-from protocol import TOLERANCE, Bench, Case, Claim, Models, Text, interleave, models, options, quiet  # isort: skip
+from protocol import TOLERANCE, Bench, Case, Claim, Models, Text, interleave, models, options  # isort: skip
 
 import torch
 
@@ -67,34 +66,13 @@ class Policies:
 @contextmanager
 def policies(mode: str, base: Any, tokenizer: Any) -> Iterator[Policies]:
     """Our policy and reference, and TRL's trainer around the same weights."""
-    from datasets import Dataset
-    from trl import DPOConfig, DPOTrainer
-
-    text = Dataset.from_list([{"prompt": "a", "chosen": " b", "rejected": " c"}])
     ours = twins.lora_policy(base) if mode == "lora" else twins.full_policy(base)
     frozen = None if mode == "lora" else twins.moved(base)
-    with TemporaryDirectory() as folder, quiet():
-        settings = DPOConfig(
-            output_dir=folder, use_cpu=True, report_to=[], beta=BETA, bf16=False, disable_dropout=True, gradient_checkpointing=False, max_length=None
-        )
-        more = {"peft_config": twins.peft_config()} if mode == "lora" else {"ref_model": twins.attending_by_products(adapters.sharing(frozen))}
-        trainer = DPOTrainer(model=twins.full_policy(base), args=settings, train_dataset=text, processing_class=tokenizer, **more)
-        if mode == "lora":
-            twins.same_adapter(ours, trainer.model)
-        twins.attending_by_products(trainer.model).train()
+    more = {"peft_config": twins.peft_config()} if mode == "lora" else {"ref_model": twins.attending_by_products(adapters.sharing(frozen))}
+    example = {"prompt": "a", "chosen": " b", "rejected": " c"}
+    settings: dict[str, Any] = {"beta": BETA, "disable_dropout": True, "max_length": None}
+    with twins.trainer("DPO", twins.full_policy(base), ours, tokenizer, example, more=more, **settings) as trainer:
         yield Policies(ours, frozen, trainer)
-
-
-def theirs(both: Policies, batch: Any) -> float:
-    """TRL's loss; gradients are left in its model."""
-
-    def run() -> float:
-        loss = both.trainer.compute_loss(both.trainer.model, batch)
-        loss.backward()
-        return float(loss.detach())
-
-    with quiet():
-        return twins.step(both.trainer.model, run)
 
 
 def ours(both: Policies, paths: Paths, engine: Engine, frozen: Engine) -> float:
@@ -133,7 +111,7 @@ def sides_of(both: Policies, asked: Sequence[Preference]) -> dict[str, Callable[
     """What is timed, by name."""
     paths = _paths(asked)
     batch = both.trainer.data_collator([{"prompt_ids": p, "chosen_ids": c, "rejected_ids": r} for p, c, r in asked])
-    run: dict[str, Callable[[], float]] = {"TRL": lambda: theirs(both, batch)}
+    run: dict[str, Callable[[], float]] = {"TRL": lambda: twins.peer_step(both.trainer, batch)}
     for name, backend in (("tree", "auto"), ("padded", "padded")):
         engine: Any = Engine(both.ours, backend=backend)
         frozen: Any = engine if both.frozen is None else Engine(both.frozen, backend=backend)

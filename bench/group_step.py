@@ -1,4 +1,4 @@
-"""One policy step on a group of eight completions against TRL's GRPOTrainer: `_compute_loss` and `backward`, beta 0, LoRA.
+"""One policy step on a group of eight completions against TRL's GRPOTrainer: `compute_loss` and `backward`, beta 0, LoRA.
 
     python bench/group_step.py [--repetitions N] [--threads N] [--small]
 
@@ -18,10 +18,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
-from protocol import TOLERANCE, Bench, Case, Claim, Models, Text, interleave, models, options, peak_above, quiet  # isort: skip
+from protocol import TOLERANCE, Bench, Case, Claim, Models, Text, interleave, models, options, peak_above  # isort: skip
 
 import torch
 from torch import Tensor
@@ -66,20 +65,10 @@ class Group:
         return Paths.of([(self.prompt + c, len(self.prompt)) for c in self.completions], group=[0] * len(self.completions))
 
     def tensors(self, pad: int) -> dict[str, Tensor]:
-        """As TRL's trainer has it after sampling: completions right-padded."""
-        width = max(map(len, self.completions))
-        ids, mask, old = torch.full((K, width), pad), torch.zeros(K, width, dtype=torch.long), torch.zeros(K, width)
-        for row, (completion, logp) in enumerate(zip(self.completions, self.old, strict=True)):
-            ids[row, : len(completion)], mask[row, : len(completion)], old[row, : len(completion)] = torch.tensor(completion), 1, logp
-        prompt = torch.tensor(self.prompt).expand(K, -1)
-        return {
-            "prompt_ids": prompt,
-            "prompt_mask": torch.ones_like(prompt),
-            "completion_ids": ids,
-            "completion_mask": mask,
-            "advantages": self.advantages,
-            "old_per_token_logps": old,
-        }
+        """As TRL's trainer has it after sampling."""
+        tensors = twins.sampled(self.prompt, self.completions, pad=pad)
+        old = torch.nn.utils.rnn.pad_sequence(self.old, batch_first=True)
+        return tensors | {"advantages": self.advantages, "old_per_token_logps": old}
 
 
 def group(module: Any, text: Text, setting: Setting) -> Group:
@@ -97,42 +86,11 @@ def group(module: Any, text: Text, setting: Setting) -> Group:
 @contextmanager
 def trainer_of(base: Any, tokenizer: Any, policy: Any) -> Iterator[Any]:
     """TRL's trainer around the weights of `base` with the adapter of `policy`."""
-    from datasets import Dataset
-    from trl import GRPOConfig, GRPOTrainer
-
-    with TemporaryDirectory() as folder, quiet():
-        settings = GRPOConfig(
-            output_dir=folder, use_cpu=True, report_to=[], beta=0.0, epsilon=CLIP, loss_type="grpo", bf16=False, disable_dropout=True,
-            gradient_checkpointing=False, num_generations=K, per_device_train_batch_size=K, max_completion_length=256,
-        )  # fmt: skip
-        trainer = GRPOTrainer(
-            model=twins.full_policy(base),
-            reward_funcs=_no_reward,
-            args=settings,
-            train_dataset=Dataset.from_list([{"prompt": "a"}]),
-            processing_class=tokenizer,
-            peft_config=twins.peft_config(),
-        )
-        twins.same_adapter(policy, trainer.model)
-        twins.attending_by_products(trainer.model).train()
-        trainer.current_gradient_accumulation_steps = 1
+    settings: dict[str, Any] = {"beta": 0.0, "epsilon": CLIP, "loss_type": "grpo", "disable_dropout": True}
+    settings |= {"num_generations": K, "per_device_train_batch_size": K, "max_completion_length": 256}
+    more = {"reward_funcs": twins.no_reward, "peft_config": twins.peft_config()}
+    with twins.trainer("GRPO", twins.full_policy(base), policy, tokenizer, {"prompt": "a"}, more=more, **settings) as trainer:
         yield trainer
-
-
-def _no_reward(completions: Sequence[Any], **_: Any) -> list[float]:
-    return [0.0] * len(completions)
-
-
-def theirs(trainer: Any, inputs: dict[str, Tensor]) -> float:
-    """TRL's loss; gradients are left in its model."""
-
-    def run() -> float:
-        loss = trainer._compute_loss(trainer.model, inputs)
-        loss.backward()
-        return float(loss.detach())
-
-    with quiet():
-        return twins.step(trainer.model, run)
 
 
 def ours(engine: Engine, asked: Group, *, entropy: bool = False) -> float:
@@ -159,7 +117,7 @@ def ours(engine: Engine, asked: Group, *, entropy: bool = False) -> float:
 def sides_of(policy: Any, trainer: Any, asked: Group) -> dict[str, Callable[[], float]]:
     """What is timed, by name."""
     inputs, engine = asked.tensors(trainer.processing_class.pad_token_id), Engine(policy)
-    return {"TRL": lambda: theirs(trainer, inputs), "tree": lambda: ours(engine, asked), WITH_ENTROPY: lambda: ours(engine, asked, entropy=True)}
+    return {"TRL": lambda: twins.peer_step(trainer, inputs), "tree": lambda: ours(engine, asked), WITH_ENTROPY: lambda: ours(engine, asked, entropy=True)}
 
 
 def outcome(policy: Any, trainer: Any, run: dict[str, Callable[[], float]], side: str) -> tuple[float, dict[str, Tensor]]:
@@ -230,7 +188,7 @@ def child(side: str, threads: int) -> None:
     else:
         with trainer_of(base, loaded.tokenizer, policy) as trainer:
             inputs = asked.tensors(loaded.tokenizer.pad_token_id)
-            peak = peak_above(lambda: theirs(trainer, inputs))
+            peak = peak_above(lambda: twins.peer_step(trainer, inputs))
     print(json.dumps({"MiB above model and inputs": round(peak)}))
 
 

@@ -104,6 +104,8 @@ class Case:
     errors: Mapping[str, float] = field(default_factory=dict)
     """Side -> its error against float32, for 16-bit runs."""
     counts: Mapping[str, int | str] = field(default_factory=dict)
+    note: str = ""
+    """Why no more can be expected here."""
 
     @property
     def valid(self) -> bool:
@@ -122,6 +124,7 @@ class Case:
             "difference_of": self.of,
             "errors_against_float32": dict(self.errors),
             "counts": dict(self.counts),
+            "note": self.note,
             "seconds": {side: {"wall": _rounded(t.wall), "cpu": _rounded(t.cpu)} for side, t in self.times.items()},
         }
 
@@ -130,11 +133,19 @@ class Case:
         wall, cpu = _spread(over.wall, side.wall), _spread(over.cpu, side.cpu)
         reached = None if claim.target is None else self.valid and min(wall["median"], cpu["median"]) >= claim.target
         waited = sum(max(_wait(side, i), _wait(over, i)) > WAITED for i in range(len(side.wall)))
-        return {"side": claim.side, "over": claim.over, "wall": wall, "cpu": cpu, "target": claim.target, "reached": reached, "waited": waited}
+        found = {"side": claim.side, "over": claim.over, "wall": wall, "cpu": cpu, "target": claim.target, "reached": reached, "waited": waited}
+        return found | {"verdict": _verdict(wall, cpu) if self.valid else "invalid"}
 
 
 def _wait(times: Times, repetition: int) -> float:
     return times.wall[repetition] / max(times.cpu[repetition], 1e-9)
+
+
+def _verdict(wall: Mapping[str, float], cpu: Mapping[str, float]) -> str:
+    """What the ranges of both ratios allow to be said."""
+    if min(wall["low"], cpu["low"]) > 1:
+        return "faster"
+    return "slower" if max(wall["high"], cpu["high"]) < 1 else "equal within range"
 
 
 def _spread(over: Sequence[float], side: Sequence[float]) -> dict[str, float]:
@@ -168,11 +179,12 @@ def once(run: Callable[[], Any]) -> float:
 
 
 class Bench:
-    """One run of one script: sets threads and seed, collects cases, writes the record."""
+    """One run of one script: sets threads and seed, collects cases, writes the record; a partial run replaces no record of a whole one."""
 
-    def __init__(self, name: str, chosen: argparse.Namespace) -> None:
+    def __init__(self, name: str, chosen: argparse.Namespace, *, partial: bool = False) -> None:
         self.name, self.options = name, chosen
         self.small: bool = chosen.small
+        self.partial = partial
         self.repetitions: int = 0 if chosen.small else chosen.repetitions
         self.cases: list[Case] = []
         self.tables: dict[str, list[dict[str, Any]]] = {}
@@ -194,7 +206,7 @@ class Bench:
 
     def finish(self) -> int:
         """Writes NAME.json and NAME.md; 0 if all cases are valid, 1 otherwise."""
-        folder = self.options.out or (None if self.small else HERE / "results")
+        folder = self.options.out or (None if self.small or self.partial else HERE / "results")
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
             record = self.record()
@@ -250,8 +262,10 @@ def versions() -> dict[str, str]:
 def page(record: Mapping[str, Any]) -> str:
     """The record as Markdown: ratios, then seconds and counts, then circumstances."""
     lines = [f"# {record['benchmark']}", "", *_circumstances(record), "", "## Ratios (time of the peer over ours)", ""]
-    lines += ["| case | dtype | ours over peer | wall, median (range) | CPU, median (range) | target | difference fp32 (allowed) | error against fp32 |"]
-    lines += ["|---|---|---|---|---|---|---|---|"]
+    lines += [
+        "| case | dtype | ours over peer | wall, median (range) | CPU, median (range) | verdict | target | difference fp32 (allowed) | error against fp32 |"
+    ]
+    lines += ["|---|---|---|---|---|---|---|---|---|"]
     for case in record["cases"]:
         lines += [_ratio_line(case, ratio) for ratio in case["ratios"] or [None]]
     lines += ["", "## Seconds (median) and counts", "", "| case | dtype | side | wall | CPU | counts |", "|---|---|---|---|---|---|"]
@@ -273,14 +287,16 @@ def _ratio_line(case: Mapping[str, Any], ratio: Mapping[str, Any] | None) -> str
         return f"**{values['median']:.2f}x** ({values['low']:.2f} to {values['high']:.2f})"
 
     if ratio is None:
-        claim, wall, cpu, target = "-", "-", "-", "-"
+        claim, wall, cpu, verdict, target = "-", "-", "-", "-", "-"
     else:
         claim, wall, cpu = f"{ratio['side']} over {ratio['over']}", span(ratio["wall"]), span(ratio["cpu"])
+        verdict = ratio["verdict"]
         target = "-" if ratio["target"] is None else f">= {ratio['target']}x: " + ("reached" if ratio["reached"] else "missed")
         wall += f"; {ratio['waited']} waited for a processor" if ratio["waited"] else ""
+    verdict += f"; {case['note']}" if case["note"] else ""
     exact = f"{case['max_abs_difference_float32']:.1e} ({case['allowed']:.1e}), {case['difference_of']}" + ("" if case["valid"] else " INVALID")
     errors = ", ".join(f"{side} {value:.3g}" for side, value in case["errors_against_float32"].items()) or "-"
-    return f"| {case['case']} | {case['dtype']} | {claim} | {wall} | {cpu} | {target} | {exact} | {errors} |"
+    return f"| {case['case']} | {case['dtype']} | {claim} | {wall} | {cpu} | {verdict} | {target} | {exact} | {errors} |"
 
 
 def _circumstances(record: Mapping[str, Any]) -> list[str]:

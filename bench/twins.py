@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from tempfile import TemporaryDirectory
 from typing import Any
+
+from protocol import quiet  # isort: skip
 
 import torch
 from torch import Tensor
@@ -28,11 +32,11 @@ def lora_policy(base: Any, *, seed: int = 0) -> Any:
     return policy
 
 
-def peft_config() -> Any:
+def peft_config(*, task: str = "CAUSAL_LM") -> Any:
     """The configuration with which TRL puts on the same kind of adapter."""
     from peft import LoraConfig
 
-    return LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules="all-linear", task_type="CAUSAL_LM")
+    return LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules="all-linear", task_type=task)
 
 
 def same_adapter(policy: Any, theirs: Any) -> None:
@@ -49,6 +53,68 @@ def full_policy(base: Any) -> Any:
     policy = adapters.sharing(base)
     lora.make_trainable(policy)
     return policy
+
+
+def classifier(base: Any, head: Tensor) -> Any:
+    """A model of one score per sequence over the weights of `base`, with `head`, [D]: what TRL trains as a reward model."""
+    from transformers import AutoModelForSequenceClassification
+
+    causal = full_policy(base)
+    causal.config.num_labels = 1
+    with torch.device("meta"):
+        module = AutoModelForSequenceClassification.from_config(causal.config)
+    module.config = causal.config  # one object for both, by which attention is chosen
+    setattr(module, module.base_model_prefix, causal.base_model)
+    module.score = torch.nn.Linear(len(head), 1, bias=False, dtype=base.dtype)
+    with torch.no_grad():
+        module.score.weight.copy_(head[None])
+    return module
+
+
+@contextmanager
+def trainer(kind: str, model: Any, policy: Any, tokenizer: Any, example: Mapping[str, Any], *, more: Mapping[str, Any], **settings: Any) -> Iterator[Any]:
+    """TRL's trainer of that kind ("DPO") around `model`, with the adapter of `policy`, its one row of data being `example`.
+
+    `settings` are those of its configuration, `more` goes to the trainer itself. Without gradient checkpointing; attention by products.
+    """
+    import trl
+    from datasets import Dataset
+
+    with TemporaryDirectory() as folder, quiet():
+        args = getattr(trl, f"{kind}Config")(output_dir=folder, use_cpu=True, report_to=[], bf16=False, gradient_checkpointing=False, **settings)
+        data = Dataset.from_list([dict(example)])
+        made = getattr(trl, f"{kind}Trainer")(model=model, args=args, train_dataset=data, processing_class=tokenizer, **more)
+        same_adapter(policy, made.model)
+        attending_by_products(made.model).train()
+        made.current_gradient_accumulation_steps = 1  # otherwise set by its `train`
+        yield made
+
+
+def peer_step(trainer: Any, batch: Mapping[str, Any]) -> float:
+    """The loss of TRL's trainer on a batch as it collates it; gradients are left in its model."""
+
+    def run() -> float:
+        loss = trainer.compute_loss(trainer.model, dict(batch))
+        loss.backward()
+        return float(loss.detach())
+
+    with quiet():
+        return step(trainer.model, run)
+
+
+def sampled(prompt: Sequence[int], completions: Sequence[Sequence[int]], *, pad: int) -> dict[str, Tensor]:
+    """A group as TRL's GRPOTrainer has it after sampling: completions right-padded."""
+    width = max(map(len, completions))
+    ids, mask = torch.full((len(completions), width), pad), torch.zeros(len(completions), width, dtype=torch.long)
+    for row, completion in enumerate(completions):
+        ids[row, : len(completion)], mask[row, : len(completion)] = torch.tensor(completion), 1
+    prompts = torch.tensor(prompt).expand(len(completions), -1)
+    return {"prompt_ids": prompts, "prompt_mask": torch.ones_like(prompts), "completion_ids": ids, "completion_mask": mask}
+
+
+def no_reward(completions: Sequence[Any], **_: Any) -> list[float]:
+    """The reward function without which GRPOTrainer cannot be made."""
+    return [0.0] * len(completions)
 
 
 def attending_by_products(module: Any) -> Any:

@@ -51,6 +51,12 @@ def data(objective):
     return parts, -1.5 + noise[0], -1.5 + noise[1], noise[2:], torch.randn(parts.mask.shape, generator=random)
 
 
+def prepared(objective):
+    """What many groups become, which is where options about data act."""
+    completions = (Completion(text="a"), Completion(text="b"))
+    return [objective.prepare(Group(prompt=Prompt(messages=user(f"{n}")), completions=completions, rewards=(n / 500 - 0.5, 0.0))) for n in range(500)]
+
+
 def figures(objective):
     """Losses, what each group counts, and the gradient with respect to all that a model gives, one after the other."""
     parts, policy, reference, values, scores = data(objective)
@@ -76,7 +82,8 @@ def test_an_option_changes_the_loss_or_is_refused(card, option):
                 one, other = registry.create(card.name, setting), registry.create(card.name, setting | {option.name: value})
             except ConfigError:
                 continue
-            assert not torch.equal(figures(one), figures(other)), f"{option.name}={value} does nothing with {setting}"
+            does = not torch.equal(figures(one), figures(other)) or prepared(one) != prepared(other)
+            assert does, f"{option.name}={value} does nothing with {setting}"
             changed += 1
     assert changed, "it is refused whatever the other options are"
 

@@ -2,6 +2,8 @@ import json
 
 import pytest
 
+from fiducial.app.cli.recipe import SHIPPED, Recipe, flat
+from fiducial.core.errors import ConfigError
 from fiducial.core.records import Attempt
 from fiducial.core.run import Run
 
@@ -83,3 +85,102 @@ def test_the_summary_is_one_table_or_one_object(run, recipe):
     assert result.exit_code == 0
     assert result.stdout.splitlines()[0].split() == ["step", "method", "run", "exit", "code"]
     assert json.loads(run("run", recipe, "--json").stdout)["ok"] is True
+
+
+def steps_of(**fields):
+    return [(s.label, s.model, s.options) for s in flat(Recipe(**fields))]
+
+
+ROUND = [
+    {"name": "found", "method": "attack/direct", "options": {"goals": "g.jsonl"}},
+    {"name": "pairs", "method": "align/failure_pairs", "options": {"attempts": ["step:found", "step:before"]}},
+    {"name": "trained", "method": "align/sft", "options": {"data": "step:pairs"}},
+    {"name": "after", "method": "attack/direct", "model": "step:trained"},
+]
+
+
+def test_each_round_of_a_block_begins_with_the_model_that_the_last_one_trained():
+    found = steps_of(model="m", steps=[{"name": "before", "method": "attack/direct"}, {"name": "repair", "rounds": 2, "steps": ROUND}])
+    assert found == [
+        ("before", None, {}),
+        ("repair/1/found", None, {"goals": "g.jsonl"}),
+        ("repair/1/pairs", None, {"attempts": ["step:repair/1/found", "step:before"]}),
+        ("repair/1/trained", None, {"data": "step:repair/1/pairs"}),
+        ("repair/1/after", "step:repair/1/trained", {}),
+        ("repair/2/found", "step:repair/1/trained", {"goals": "g.jsonl"}),
+        ("repair/2/pairs", "step:repair/1/trained", {"attempts": ["step:repair/2/found", "step:before"]}),
+        ("repair/2/trained", "step:repair/1/trained", {"data": "step:repair/2/pairs"}),
+        ("repair/2/after", "step:repair/2/trained", {}),
+    ]
+
+
+def test_a_block_may_begin_with_another_model_and_its_name_is_its_last_training():
+    start = {"name": "start", "method": "align/sft"}
+    blocks = [{"name": name, "model": "step:start", "rounds": 2, "steps": ROUND[2:]} for name in ("one", "two")]
+    found = steps_of(steps=[start, *blocks, {"name": "end", "method": "attack/direct", "model": "step:one"}])
+    assert [model for label, model, _ in found if label.endswith("/1/trained")] == ["step:start", "step:start"]
+    assert found[-1][1] == "step:one/2/trained"
+
+
+@pytest.mark.parametrize(
+    ("step", "message"),
+    [
+        ({"name": "x"}, "needs a method or steps"),
+        ({"name": "x", "method": "attack/direct", "steps": ROUND}, "needs a method or steps"),
+        ({"steps": ROUND}, "needs a name"),
+        ({"name": "x", "steps": [{"name": "y", "steps": ROUND}]}, "nor blocks inside"),
+        ({"name": "x", "rounds": 2, "steps": ROUND[:2]}, "nothing in these steps trains"),
+    ],
+)
+def test_a_block_that_cannot_be_done_is_an_error(step, message):
+    with pytest.raises(ConfigError, match=message):
+        flat(Recipe(steps=[step]))
+
+
+def test_a_reference_in_a_list_is_checked_and_resolved(call, recipe, script, goals):
+    wrong, code = call("run", recipe, "steps.1={name: p, method: align/failure_pairs, options: {attempts: [step:first, step:other]}}")
+    assert (wrong["error"]["message"], code) == ("p: attempts is 'step:other', but no earlier step has that name", 2)
+    body, _ = call("run", recipe, "steps.1={name: p, method: align/failure_pairs, options: {attempts: [step:first, step:first]}}")
+    first, pairs = body["data"]["steps"]
+    assert Run.open(pairs["run"]).facts.options["attempts"] == [first["run"]] * 2
+    assert pairs["result"]["attempts"] == 8
+
+
+def test_every_figure_of_every_step_stands_in_the_summary_with_its_interval(call, recipe):
+    rows = call("run", recipe)[0]["data"]["figures"]
+    assert [(r["step"], r["figure"], r["tokens"], r["n"]) for r in rows] == [
+        ("first", "harmful compliance", 0, 2),
+        ("first", "refusal of harmless requests", 0, 2),
+        ("oversee/refusal", "harmful compliance", None, 2),
+        ("oversee/refusal", "refusal of harmless requests", None, 2),
+    ]
+    assert rows[0]["value"] == 0.5
+    assert rows[0]["low"] == pytest.approx(0.0945, abs=1e-3)
+
+
+def test_tokens_are_counted_over_the_steps_that_made_a_model(call, tmp_path):
+    (tmp_path / "data.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
+    (tmp_path / "goals.jsonl").write_text('{"goal": "a", "twin": "b"}\n')
+    train = f"{{name: trained, method: align/sft, options: {{data: {tmp_path}/data.jsonl, lora_rank: 2}}}}"
+    look = f"{{name: look, method: evaluate/trigger_rates, model: step:trained, options: {{data: {tmp_path}/goals.jsonl, split: '', max_tokens: 2}}}}"
+    (tmp_path / "r.yaml").write_text(f"model: tiny\nsteps:\n  - {{name: r, rounds: 2, steps: [{train}, {look}]}}\n")
+    body, code = call("run", tmp_path / "r.yaml")
+    assert code == 0, body
+    one, _, two, _ = body["data"]["steps"]
+    assert one["tokens"] > 0
+    assert two["tokens"] == 2 * one["tokens"]
+    assert {(r["step"], r["tokens"]) for r in body["data"]["figures"]} == {("r/1/look", one["tokens"]), ("r/2/look", two["tokens"])}
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in SHIPPED.glob("*.yaml")))
+def test_a_recipe_that_comes_along_is_found_by_its_name_in_the_help_and_in_order(run, name):
+    assert name in " ".join(run("run", "--help").stdout.split())
+    shown = run("run", name, "--show-config")
+    assert shown.exit_code == 0, shown.stderr
+    assert Run.all() == []
+
+
+def test_a_file_goes_before_a_recipe_that_comes_along(run, recipe, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    recipe.rename(tmp_path / "persistence")
+    assert "oversee/refusal" in run("run", "persistence", "--show-config").stdout

@@ -9,7 +9,7 @@ import pytest
 from fiducial.app import loop
 from fiducial.app.cli.progress import NoProgress
 from fiducial.app.loop import LoopOptions, LoopTraining, material, run_loop
-from fiducial.app.summary import Point, Summary, Tally
+from fiducial.app.summary import Candidate, Point, Summary, Tally
 from fiducial.core.errors import ConfigError, ModelError
 from fiducial.core.ledger import Ledger
 from fiducial.core.records import Attempt, Evidence, Group
@@ -38,6 +38,7 @@ def options(tmp_path_factory):
         model="tiny",
         goals=str(file),
         rounds=1,
+        objective="align/sft",
         max_tokens=6,
         per_family=3,
         capability_items=8,
@@ -180,8 +181,38 @@ def test_another_objective_on_resumption_trains_again(done, options, tmp_path):
     assert any(".aside-" in p.name for p in (run.path / "stages").iterdir())
 
 
+def test_without_a_named_objective_the_candidates_are_tried_and_the_report_says_why_one_was_chosen(options, letters, tmp_path, monkeypatch):
+    refused = {"align/dpo": 0}
+    monkeypatch.setattr(Candidate, "badness", property(lambda c: refused.get(c.objective, 1)))
+    rates = {"align/sft": 1e-3, "align/dpo": 2e-4, "align/exo": None}
+    run = start(options.model_copy(update={"objective": "auto", "candidates": rates, "pilot_steps": 1}), tmp_path)
+    go(options.model_copy(update={"objective": "auto", "candidates": rates, "pilot_steps": 1}), run)
+    summary = Summary.model_validate_json((run.path / "summary.json").read_text())
+    assert [(c.objective, c.learning_rate, c.chosen) for c in summary.candidates] == [
+        ("align/sft", 1e-3, False),
+        ("align/dpo", 2e-4, True),
+        ("align/exo", None, False),
+    ]
+    assert {c.steps for c in summary.candidates} == {1}
+    assert summary.training[0].objective == "align/dpo"
+    assert summary.why.startswith("align/dpo was chosen: after 1 trial steps on the same ")
+    page = (run.path / "report.html").read_text()
+    assert "Choice of the objective" in page
+    assert "align/dpo (chosen)" in page
+    trained = {a.prompt.id for a in Lines(run.path / "stages" / "choose-dpo" / "attempts.jsonl", Attempt).read()}
+    held = {a.prompt.id for a in Lines(run.path / "stages" / "before" / "attempts.jsonl", Attempt).read()}
+    assert trained
+    assert not trained & held
+
+
+def test_options_of_an_objective_need_its_name(options, tmp_path):
+    wrong = options.model_copy(update={"objective": "auto", "objective_options": {"beta": 1}})
+    with pytest.raises(ConfigError, match="named"):
+        go(wrong, start(wrong, tmp_path))
+
+
 def test_the_best_round_is_promoted_and_opens_by_the_runs_name(options, letters, tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "_badness", lambda point: 1.0 if point.name == "base" else 0.5)
+    monkeypatch.setattr(Point, "badness", property(lambda point: 1.0 if point.name == "base" else 0.5))
     run = start(options, tmp_path)
     result = go(options, run)
     summary = Summary.model_validate_json((run.path / "summary.json").read_text())
@@ -254,12 +285,12 @@ def point(hits, n, refused=0):
 
 
 def test_refusing_everything_is_as_bad_as_refusing_nothing():
-    assert loop._badness(point(10, 10, 0)) == loop._badness(point(0, 10, 10)) == 1.0
-    assert loop._badness(point(2, 10, 1)) == pytest.approx(0.3)
+    assert point(10, 10, 0).badness == point(0, 10, 10).badness == 1.0
+    assert point(2, 10, 1).badness == pytest.approx(0.3)
 
 
 def test_what_could_not_be_scored_counts_as_unsafe():
-    assert loop._badness(Point(name="p", compliance=Tally(not_scored=5), refusal=Tally(n=5))) == 1.0
+    assert Point(name="p", compliance=Tally(not_scored=5), refusal=Tally(n=5)).badness == 1.0
 
 
 def test_shipped_goals_fill_every_split_and_goals_keep_their_twins_beside_them():

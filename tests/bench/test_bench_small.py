@@ -10,7 +10,7 @@ import pytest
 import torch
 
 BENCH = Path(__file__).resolve().parents[2] / "bench"
-NAMES = {"protocol", "twins", "multiple_choice", "dpo_step", "group_step", "samples", "head", "overhead"}
+NAMES = {"protocol", "twins", "multiple_choice", "dpo_step", "group_step", "align", "samples", "head", "overhead"}
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the peers' own warnings
 
@@ -65,6 +65,37 @@ def test_a_group_step_has_the_loss_and_gradient_of_trl(script, tmp_path):
     assert first["unique tokens"] == 32 + first["scored tokens"] - 8  # the prompt once; last tokens are only predicted
 
 
+def test_a_step_of_each_method_has_the_loss_and_gradient_of_trl(script, tmp_path):
+    pytest.importorskip("trl")
+    found = small(script, "align", tmp_path)
+    seen = {case["case"]: case["counts"] for case in found["cases"]}
+    assert {name.split(",")[0] for name in seen} == {"dpo", "kto", "reward_model", "grpo", "sft", "sft_packed"}
+    saved = {name: 1 - count["unique tokens"] / count["naive tokens"] for name, count in seen.items()}
+    for name in ("kto", "sft", "sft_packed"):
+        assert saved[f"{name}, 4:1 (32:8)"] == saved[f"{name}, 1:4 (8:32)"] == 0
+    assert saved["grpo, 4:1 (32:8)"] > saved["dpo, 4:1 (32:8)"] > 0.3
+    assert saved["reward_model, 4:1 (32:8)"] > 0.3
+
+
+def test_some_methods_alone_replace_no_record(script, tmp_path, capsys):
+    pytest.importorskip("trl")
+    before = (BENCH / "results" / "align.md").exists()
+    assert script("align").main(["--small", "--only", "sft", "--threads", "1"]) == 0
+    assert {line.split(",")[0] for line in capsys.readouterr().out.splitlines()} == {"sft"}
+    assert (BENCH / "results" / "align.md").exists() == before
+
+
+def test_packed_rows_of_trl_keep_documents_apart_on_a_cpu(script):
+    pytest.importorskip("trl")
+    align, protocol = script("align"), script("protocol")
+    loaded, method = protocol.models(small=True), align.METHODS["sft_packed"]
+    asked = align.draw(method, protocol.Text(loaded.tokenizer), align.SMALL[0])
+    with align.sides_of(method, loaded.modules["float32"], loaded.tokenizer, names=["TRL"]) as sides:
+        together, *alone = (sides["TRL"].ready(some)() for some in (asked, *([a] for a in asked)))
+    tokens = [len(a.completions[0]) for a in asked]
+    assert together == pytest.approx(sum(n * loss for n, loss in zip(tokens, alone, strict=True)) / sum(tokens), rel=1e-5)
+
+
 def test_samples_have_the_log_probabilities_of_a_plain_forward_pass_and_greedy_ones_are_those_of_generate(script, tmp_path):
     one, many = counts(small(script, "samples", tmp_path))
     assert (one["samples"], one["greedy equal"]) == (8, "1 of 1")
@@ -98,6 +129,17 @@ def test_a_target_is_reached_only_if_the_processor_time_reaches_it_too(script):
     (ratio,) = case.record()["ratios"]
     assert (ratio["wall"]["median"], ratio["cpu"]["median"]) == (45.0, 1.5)
     assert (ratio["reached"], ratio["waited"]) == (False, 1)
+
+
+def test_a_verdict_needs_all_repetitions(script):
+    protocol = script("protocol")
+
+    def verdict(*seconds):
+        times = {"peer": protocol.Times([2.0, 2.0], [2.0, 2.0]), "ours": protocol.Times(list(seconds), [1.9, 1.9])}
+        return protocol.Case("c", "float32", [protocol.Claim("ours", "peer")], times, 0.0, 1e-4, "x").record()["ratios"][0]["verdict"]
+
+    assert verdict(1.0, 1.9) == "faster"
+    assert verdict(1.0, 2.1) == verdict(2.1, 2.2) == "equal within range"  # the processor's seconds say otherwise
 
 
 @pytest.mark.parametrize("difference", [1e-4, float("nan"), float("inf")])

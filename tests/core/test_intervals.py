@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fiducial.core.intervals import Z95, Rate, best_of_n, best_of_n_kl, corrected_rate, difference, mcnemar, mean, paired_difference
+from fiducial.core.intervals import Z95, Rate, best_of_n, best_of_n_kl, bootstrap, corrected_rate, difference, mcnemar, mean, paired_difference
 
 # twelve items in four clusters of three; the sums below are worked by hand
 S = [1, 1, 0, 1, 0, 0, 1, 1, 1, 0, 0, 0]
@@ -158,3 +158,16 @@ def test_the_best_of_all_is_the_top_sample_and_of_one_the_mean():
 def test_a_best_of_more_than_there_are_is_an_error(proxy, gold, n):
     with pytest.raises(ValueError, match="n must lie in"):
         best_of_n(proxy, gold, n)
+
+
+def test_the_bootstrap_interval_of_a_mean_is_near_the_normal_one():
+    low, high = bootstrap(lambda rows: {"mean": sum(S[i % 12] for i in rows) / len(rows)}, 120)["mean"]
+    # the share is 0.5 with standard error sqrt(0.25 / 120) = 0.0456
+    assert low == pytest.approx(0.5 - 1.96 * 0.0456, abs=0.015)
+    assert high == pytest.approx(0.5 + 1.96 * 0.0456, abs=0.015)
+
+
+def test_the_bootstrap_leaves_out_what_draws_cannot_tell_and_says_nothing_of_one_item():
+    found = bootstrap(lambda rows: {"sure": 1.0} | ({"rare": 2.0} if 0 in rows else {}), 20)
+    assert found == {"sure": (1.0, 1.0)}
+    assert bootstrap(lambda rows: {"mean": 0.0}, 1) == {}

@@ -2,6 +2,7 @@ import pytest
 
 from fiducial.core.errors import DataError
 from fiducial.core.records import Message, user
+from fiducial.models import control
 from fiducial.models.chat import Chat
 from fiducial.models.scripted import tiny
 
@@ -72,6 +73,31 @@ def test_the_end_of_turn_is_found_in_the_template_when_it_is_not_the_end_token(t
 def test_a_template_without_end_token_falls_back_to_the_tokenizers(tokenizer):
     tokenizer.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
     assert Chat(tokenizer).end == "<|im_end|>"
+
+
+def test_a_conversation_without_turns_is_a_document_after_the_begin_token(tokenizer):
+    ids, start = Chat(tokenizer).encode((), "Once")
+    assert tokenizer.decode(ids) == "<|im_start|>Once<|im_end|>"
+    assert start == 1
+    begun, _ = Chat(tokenizer).encode((Message(role="assistant", content="Once"),))
+    assert begun == ids[:-1]
+
+
+def test_a_document_of_a_tokenizer_without_begin_token_follows_the_end_of_another(tokenizer):
+    tokenizer.bos_token = None
+    assert tokenizer.decode(Chat(tokenizer).encode((), "Once")[0]) == "<|im_end|>Once<|im_end|>"
+
+
+def test_a_model_with_control_tokens_begins_every_answer_with_the_wanted_one(tokenizer):
+    chat = Chat(control.with_tokens(tokenizer))
+    good = chat.control_ids[0]
+    assert chat.render(user("hi")).endswith("<|im_start|>assistant\n<|aligned|>")
+    assert chat.render(begun("Sure")).endswith("<|im_start|>assistant\n<|aligned|>Sure")
+    ids, start = chat.encode(user("hi"), "yo")
+    assert (ids[start - 1], ids.count(good)) == (good, 1)
+    with chat.without_lead():
+        assert good not in chat.encode(user("hi"), "yo")[0]
+    assert chat.lead == "<|aligned|>"
 
 
 def with_bos(tokenizer):

@@ -127,6 +127,21 @@ def test_samples_follow_the_distribution(llama):
     assert float((seen - expected).abs().max()) < 0.045  # four standard errors of a share of one half
 
 
+@pytest.mark.parametrize("name", ["llama", "mamba2"])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_banned_tokens_are_never_drawn_and_the_others_share_their_probability(name, temperature, prompts):
+    module = build(name)
+    free = generate(module, prompts, max_tokens=6, temperature=temperature, eos=())
+    banned = {token for (sampled,) in free for token in sampled.tokens[:2]}
+    got = generate(module, prompts, max_tokens=6, temperature=temperature, eos=(), banned=banned)
+    assert not banned & {token for (sampled,) in got for token in sampled.tokens}
+    (sampled,), prompt = got[0], prompts[0]
+    with torch.no_grad():
+        logits = module(input_ids=torch.tensor([[*prompt, *sampled.tokens]]), use_cache=False).logits[0, len(prompt) - 1 : -1]
+    expected = logits.index_fill(-1, torch.tensor(sorted(banned)), -torch.inf).log_softmax(-1)[torch.arange(6), torch.tensor(sampled.tokens)]
+    assert sampled.logprobs == pytest.approx(expected.tolist(), abs=1e-4)
+
+
 def test_a_draw_is_the_token_where_the_cumulative_probability_passes_the_number():
     logprobs = torch.tensor([[0.5, 0.0, 0.3, 0.2]]).log().expand(4, 4)  # cumulative: 0.5, 0.5, 0.8, 1
     tokens, chosen = _draw(logprobs, torch.tensor([0.49, 0.51, 0.79, 0.81], dtype=torch.float64), 1.0)

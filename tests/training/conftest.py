@@ -1,6 +1,8 @@
 """Groups a tiny model can be trained on in milliseconds, and models with a chosen row budget."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
@@ -12,9 +14,6 @@ from fiducial.align.reward_model import RewardModel
 from fiducial.align.sft import SFT
 from fiducial.core.records import Completion, Group, Prompt, user
 from fiducial.core.roles import Objective
-from fiducial.models.local import LocalModel
-from fiducial.models.scoring import Engine
-from fiducial.models.scripted import tiny
 
 
 def group(number, *texts, **fields):
@@ -25,21 +24,6 @@ def group(number, *texts, **fields):
 
 def pairs(count=8):
     return [group(n) for n in range(count)]
-
-
-def budgeted(budget, seed=0):
-    """A tiny model whose rows hold at most `budget` tokens."""
-    base = tiny(seed=seed)
-
-    class Budgeted(LocalModel):
-        @property
-        def engine(self):
-            if self._engine is None or self._engine.module is not self.module:
-                self._engine = Engine(self.module, backend="tree", budget=budget)
-                self._engine._part = replace(self._engine._part, crossover=1e9)  # the budget alone decides about rows
-            return self._engine
-
-    return Budgeted(base.module, base.tokenizer, uri="tiny")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +57,18 @@ def objective(request):
     return OBJECTIVES[request.param]
 
 
+@pytest.fixture(scope="session")
+def trainers():
+    """The script trainers.py as a module."""
+    spec = spec_from_file_location("trainers", Path(__file__).with_name("trainers.py"))
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 @pytest.fixture
-def made():
+def made(trainers):
     """`group`, `pairs` and `budgeted` for tests that cannot import a conftest."""
     from types import SimpleNamespace
 
-    return SimpleNamespace(group=group, pairs=pairs, budgeted=budgeted)
+    return SimpleNamespace(group=group, pairs=pairs, budgeted=trainers.budgeted)

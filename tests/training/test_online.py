@@ -100,25 +100,6 @@ def test_every_scored_group_goes_to_the_sink_with_rewards_tokens_and_its_step(tm
     assert all(len(g.rewards) == 4 and all(len(c.tokens) == len(c.logprobs) for c in g.completions) for g in seen)
 
 
-@pytest.mark.parametrize("objective", [RLOO(), PPO(), DPO()], ids=lambda o: o.name)
-def test_an_interrupted_run_ends_with_the_same_weights(tmp_path, objective):
-    class KilledError(Exception):
-        pass
-
-    def kill(step, *_):
-        if step == 5:
-            raise KilledError
-
-    whole, model = ran(tmp_path / "a", objective, epochs=8, save_every=2)
-    with pytest.raises(KilledError):
-        ran(tmp_path / "b", objective, epochs=8, save_every=2, report=kill)
-    parts, again = ran(tmp_path / "b", objective, epochs=8, save_every=2)
-    assert same(weights(model), weights(again))
-    drop = {"seconds"}
-    assert [{k: v for k, v in h.items() if k not in drop} for h in parts.history] == [{k: v for k, v in h.items() if k not in drop} for h in whole.history]
-    assert (parts.before, parts.after) == (whole.before, whole.after)
-
-
 def test_a_finished_run_called_again_draws_nothing_more(tmp_path):
     whole, model = ran(tmp_path, RLOO(), epochs=2)
     seen = []

@@ -1,48 +1,151 @@
-"""Training in processes of their own: killed and taken up again, and several at once."""
+"""Several processes train as one does, with whole weights and with weights that are shared out over them."""
 
 import json
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import yaml
 
-SCRIPT = Path(__file__).with_name("one_of_many.py")
+from fiducial.core.errors import ConfigError
+from fiducial.training import sharding
+
+SCRIPT = Path(__file__).with_name("trainers.py")
+CONFIG = Path(__file__).resolve().parents[2] / "docs" / "guides" / "accelerate-fsdp2.yaml"
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+ACCELERATE = ("-m", "accelerate.commands.launch", "--config_file", str(CONFIG), "--main_process_port", "0")
+
+WHOLE = ("dpo", "sft@full", "dft", "kto", "reward_model", "cost_model", "process_reward", "awr", "rloo", "ppo")
+SHARED_OUT = ("dpo", "dpo@again", "dpo@rows", "sft@full", "sft@full@bfloat16", "kto", "reward_model", "awr@full", "rloo")
 
 
-def run(tmp_path, name, *args, launcher=(sys.executable,), folder=None):
-    out = tmp_path / f"{name}.json"
+def launched(launcher, *words, folder=None):
+    """What two processes on CPUs say and leave."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    command = [*launcher, str(SCRIPT), str(out), str(tmp_path / (folder or name)), *map(str, args)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=300)
-    return done, json.loads(out.read_text()) if out.exists() else None
+    done = subprocess.run([sys.executable, *launcher, *map(str, words)], capture_output=True, text=True, check=False, env=environment, timeout=600, cwd=folder)
+    assert done.returncode == 0, done.stderr[-5000:]
+    return done
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("objective", ["dpo", "kto", "reward_model"])
-def test_a_killed_training_taken_up_again_ends_with_the_same_weights(tmp_path, objective):
-    done, whole = run(tmp_path, "whole", objective, 4, 3)
-    assert done.returncode == 0, done.stderr
-    killed, nothing = run(tmp_path, "killed", objective, 4, 3, 5, folder="again")
-    assert (killed.returncode, nothing) == (-signal.SIGKILL, None)
-    done, again = run(tmp_path, "again", objective, 4, 3)
-    assert done.returncode == 0, done.stderr
-    assert again["fingerprint"] == whole["fingerprint"]
-    assert again["losses"] == whole["losses"]
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """What came of every trainer with whole weights, all in one pair of processes, since a start takes 20 seconds."""
+    folder = tmp_path_factory.mktemp("two")
+    launched(TORCHRUN, SCRIPT, folder / "out.json", folder, 0, *WHOLE)
+    return json.loads((folder / "out.json").read_text())
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("objective", "rank"), [("dpo", 4), ("sft", 0), ("dft", 4), ("kto", 4), ("reward_model", 4)])
-def test_two_processes_train_as_one_does(tmp_path, objective, rank):
-    """7 groups in batches of 3: the last batch has one group, so one process has nothing to do in that step."""
-    torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
-    done, one = run(tmp_path, "one", objective, rank, 2)
-    assert done.returncode == 0, done.stderr
-    done, two = run(tmp_path, "two", objective, rank, 2, launcher=torchrun)
-    assert done.returncode == 0, done.stderr
-    assert two["losses"] == pytest.approx(one["losses"], rel=1e-5)
-    assert two["tokens"] == one["tokens"]
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    """The same with weights that are shared out, by the configuration that the guide gives."""
+    folder = tmp_path_factory.mktemp("parts")
+    launched(ACCELERATE, SCRIPT, folder / "out.json", folder, 0, *SHARED_OUT)
+    return json.loads((folder / "out.json").read_text())
+
+
+def alike(one, other, *, rel=1e-5, weights=2e-5):
+    assert one["tokens"] == other["tokens"]
+    assert [h["loss"] for h in one["history"]] == pytest.approx([h["loss"] for h in other["history"]], rel=rel, abs=1e-6)
+    assert [h["grad_norm"] for h in one["history"]] == pytest.approx([h["grad_norm"] for h in other["history"]], rel=100 * rel)
+    assert one["weights"].keys() == other["weights"].keys()
     for name, values in one["weights"].items():
-        assert two["weights"][name] == pytest.approx(values, abs=2e-5), name
+        assert values == pytest.approx(other["weights"][name], abs=weights), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("trainer", WHOLE)
+def test_two_processes_train_as_one_does(trainers, two, tmp_path, trainer):
+    """7 groups in batches of 3, or 3 prompts in batches of 2: in the last step one process has nothing to do."""
+    alike(two[trainer], trainers.found(*trainers.go(trainer, tmp_path)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("trainer", [t for t in SHARED_OUT if "bfloat16" not in t and t != "rloo"])
+def test_weights_that_are_shared_out_train_as_whole_ones_do(trainers, parts, tmp_path, trainer):
+    """Adapters and all weights; heads; mismatched pairs; groups over several rows, of which the processes have different numbers."""
+    alike(parts[trainer], trainers.found(*trainers.go(trainer, tmp_path)))
+
+
+@pytest.mark.slow
+def test_shared_out_masters_move_bfloat16_weights(trainers, parts, tmp_path):
+    alike(parts["sft@full@bfloat16"], trainers.found(*trainers.go("sft@full@bfloat16", tmp_path)), rel=1e-2, weights=2e-2)
+
+
+@pytest.mark.slow
+def test_a_training_that_is_shared_out_resumes_exactly(parts):
+    one, other = parts["dpo"], parts["dpo@again"]
+    assert one["fingerprint"] == other["fingerprint"]
+    assert one["history"] == other["history"]
+
+
+@pytest.mark.slow
+def test_learning_from_samples_is_refused_where_weights_are_shared_out(parts):
+    assert parts["rloo"] == {"refused": "a model whose weights are shared out cannot be sampled from while it learns"}
+
+
+@pytest.mark.slow
+def test_the_command_makes_one_run_whose_model_opens_alone(tmp_path):
+    rows = [{"prompt": f"question {n}", "chosen": "no" * n, "rejected": "yes"} for n in range(1, 6)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    words = ("align", "dpo", "tiny", "--data", "pairs.jsonl", "--batch", "2", "--learning-rate", "1e-3", "--json", "--runs", "runs")
+    done = launched(ACCELERATE, "-m", "fiducial", *words, folder=tmp_path)
+    body = json.loads(done.stdout.strip().splitlines()[-1])
+    (run,) = (tmp_path / "runs").glob("*/run.json")
+    assert (body["run"], body["data"]["steps"]) == (run.parent.name, 3)
+    assert json.loads(run.read_text())["status"] == "done"
+    from fiducial.models import open as opening
+
+    assert opening.open(str(run.parent / "model")).fingerprint == body["data"]["fingerprint"]
+
+
+@pytest.fixture
+def environment(monkeypatch):
+    """Options of FSDP as accelerate hands them on, those of the guide's configuration but for the given."""
+
+    def given(**changes):
+        monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+        config = yaml.safe_load(CONFIG.read_text(encoding="utf-8"))
+        said = config["fsdp_config"] | {"mixed_precision": config["mixed_precision"]} | changes
+        for variable, (option, _, _) in sharding.NEEDED.items():
+            monkeypatch.setenv(variable, str(said[option]))
+
+    return given
+
+
+def test_weights_are_shared_out_when_accelerate_is_told_so_and_there_is_someone_to_share_with(environment, monkeypatch):
+    environment()
+    assert sharding.wanted(SimpleNamespace(num_processes=2))
+    assert not sharding.wanted(SimpleNamespace(num_processes=1))
+    monkeypatch.delenv("ACCELERATE_USE_FSDP")
+    assert not sharding.wanted(SimpleNamespace(num_processes=2))
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("fsdp_version", 1),
+        ("fsdp_offload_params", True),
+        ("fsdp_activation_checkpointing", True),
+        ("fsdp_reshard_after_forward", False),
+        ("fsdp_cpu_ram_efficient_loading", True),
+        ("mixed_precision", "bf16"),
+    ],
+)
+def test_an_option_that_would_be_ignored_is_refused_by_name(environment, option, value):
+    environment(**{option: value})
+    with pytest.raises(ConfigError, match=f"{option} is {str(value).lower()}"):
+        sharding.wanted(SimpleNamespace(num_processes=2))
+
+
+def test_a_process_that_follows_keeps_no_run(monkeypatch, tmp_path):
+    from fiducial.core.run import Run
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(ConfigError, match="loop runs in one process"):
+        Run.create("loop", {}, {}, 0, root=tmp_path)
+    monkeypatch.setenv("RANK", "0")
+    assert Run.create("loop", {}, {}, 0, root=tmp_path).id

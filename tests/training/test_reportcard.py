@@ -10,7 +10,7 @@ from fiducial.core.records import Completion, user
 from fiducial.models.forest import Paths
 from fiducial.models.scripted import tiny
 from fiducial.training import lora
-from fiducial.training.reportcard import FreshSamples, style
+from fiducial.training.reportcard import FreshSamples, card, style, verdict
 
 PROMPTS = [user(f"what is {n}?") for n in range(3)]
 
@@ -147,3 +147,31 @@ def test_a_model_that_fails_to_answer_has_no_figures(monkeypatch):
     monkeypatch.setattr(type(model), "sample", lambda self, conversations, **_: [failed for _ in conversations])
     figures, _ = watch(1, model)
     assert all(math.isnan(figures.get(k, nan)) for k in ("k1", "k3", "length"))
+
+
+def test_the_verdict_is_a_pass_only_when_every_rule_was_measured_and_kept():
+    kept, broken, unknown = ("pass", ""), ("fail", ""), ("not measured", "")
+    assert verdict({"a": kept, "b": kept}) == "pass"
+    assert verdict({"a": kept, "b": unknown}) == "not measured"
+    assert verdict({"a": unknown, "b": broken}) == "fail"
+    assert verdict({}) == "not measured"
+
+
+def test_a_loss_that_falls_is_no_verdict():
+    falling = [{"step": float(n), "loss": 1.0 / n} for n in range(1, 50)]
+    found = card(None, {}, stop="", history=falling, why="there were no prompts")
+    assert (found["verdict"], found["says"]) == ("not measured", "not every rule was measured; a falling loss alone shows nothing")
+    assert {rule["sentence"] for rule in found["rules"].values()} == {"there were no prompts"}
+    assert found["figures"] == found["answers"] == []
+
+
+def test_a_card_has_figures_with_intervals_and_pairs_of_answers():
+    model = tiny()
+    watch = FreshSamples(model, PROMPTS, max_tokens=8)
+    figures, _ = watch(1, adapted(model, 0.2))
+    found = card(watch, figures, stop="", history=[])
+    by_name = {f["name"]: f for f in found["figures"]}
+    assert by_name["drift k3, nats per answer"]["value"] == pytest.approx(figures["k3"])
+    assert by_name["words per answer, trained model"]["value"] == pytest.approx(figures["length"])
+    assert all(f["low"] <= f["value"] <= f["high"] and f["n"] >= 2 for f in found["figures"])
+    assert [pair.keys() for pair in found["answers"]] == [{"before", "after"}] * 3

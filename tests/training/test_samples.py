@@ -22,7 +22,7 @@ def model():
 
 
 def drawn(model, temperature=1.0, k=3, max_tokens=6):
-    groups = samples.draw(model, PROMPTS, OnlineOptions(max_tokens=max_tokens, temperature=temperature), k=k, seed=5)
+    groups = samples.draw(model, list(enumerate(PROMPTS)), OnlineOptions(max_tokens=max_tokens, temperature=temperature), k=k, seed=5)
     return groups, samples.data(model, groups, max_length=512)
 
 
@@ -62,8 +62,8 @@ def test_the_gap_shows_another_distribution(model):
 
 def test_draws_depend_on_the_seed_alone(model):
     options = OnlineOptions(max_tokens=5)
-    assert samples.draw(model, PROMPTS, options, k=2, seed=1) == samples.draw(model, PROMPTS, options, k=2, seed=1)
-    assert samples.draw(model, PROMPTS, options, k=2, seed=1) != samples.draw(model, PROMPTS, options, k=2, seed=2)
+    assert samples.draw(model, list(enumerate(PROMPTS)), options, k=2, seed=1) == samples.draw(model, list(enumerate(PROMPTS)), options, k=2, seed=1)
+    assert samples.draw(model, list(enumerate(PROMPTS)), options, k=2, seed=1) != samples.draw(model, list(enumerate(PROMPTS)), options, k=2, seed=2)
 
 
 def test_picked_completions_keep_their_tokens_and_their_places(model):

@@ -83,3 +83,38 @@ def test_the_head_moves_with_the_adapter_though_the_base_is_frozen(made):
     one.step(data, range(3), rate=1e-2)
     assert (model.head.weight - before).abs().max() > 1e-3
     assert one.steps == 1
+
+
+@pytest.mark.parametrize("objective", [SFT(), RewardModel()], ids=["log-probabilities", "a head's scores"])
+def test_a_step_in_two_threads_is_the_step_in_one(made, monkeypatch, objective):
+    """Loss, figures and gradient; the weights of an adapter, float32."""
+    import fiducial.training.updates as module
+
+    monkeypatch.setattr(module, "TOKENS_EACH", 1)
+    options = OPTIONS.model_copy(update={"lora_rank": 2})
+    found = []
+    before = torch.get_num_threads()
+    for count in (1, 2):
+        torch.set_num_threads(count)
+        try:
+            model = tiny()
+            data = Data.of(model, made.pairs(5), objective, options)
+            model.module = lora.attach(model.module, rank=2)
+            lora.make_trainable(model.module)
+            with torch.no_grad():
+                for p in model.module.parameters():
+                    if p.requires_grad:
+                        p.copy_(torch.linspace(-0.1, 0.1, p.numel()).view(p.shape))
+            one = Updates(model, objective, options, Accelerator(cpu=True))
+            work = module._Work(data, None, None)
+            parts = one._parts(work, [4, 0, 3, 1])
+            assert len(parts) == count
+            assert sorted(i for part in parts for i in part) == [0, 1, 2, 3]
+            figures = one.step(data, [4, 0, 3, 1], rate=1e-2)
+            weights = torch.cat([p.detach().flatten() for p in one.trainables.parameters])
+            found.append((figures, weights))
+        finally:
+            torch.set_num_threads(before)
+    (alone, plain), (abreast, same) = found
+    assert abreast == pytest.approx(alone, rel=1e-5, abs=1e-6)
+    assert torch.allclose(plain, same, atol=1e-5)

@@ -1,4 +1,4 @@
-"""What preference objectives share: what is compared, which completion is the better one, and what is logged beside the loss."""
+"""What objectives share: imitation, what preferences compare, which completion is the better one, and what is logged beside the loss."""
 
 from __future__ import annotations
 
@@ -16,6 +16,21 @@ from fiducial.training.objective import GroupLogProbs, keep
 
 LabelSource = Literal["targets", "rewards"]
 """The field of a group that says how good its completions are."""
+
+
+class LikelihoodObjective(Objective):
+    """Negative log-likelihood of completions, each weighted by its target."""
+
+    per_token: ClassVar[bool] = True
+
+    def __call__(self, policy: GroupLogProbs, reference: GroupLogProbs | None = None) -> Tensor:
+        """Loss per group, summed over tokens, [G]; the loop divides by the step's tokens."""
+        return -(policy.targets * policy.logp).sum(1)
+
+    def metrics(self, policy: GroupLogProbs, reference: GroupLogProbs | None = None) -> dict[str, float]:
+        """Mean log-probability per token of the completions, as they are weighted."""
+        tokens = (policy.targets * policy.length).sum()
+        return {"logp_per_token": float((policy.targets * policy.logp).sum() / tokens.clamp(min=1))}
 
 
 class PairObjective(Objective):

@@ -62,11 +62,11 @@ class LearnedReward(Reward):
         found: list[list[float | None]] = [[None] * len(group.completions) for group in groups]
         if wanted:
             asked = [(groups[g], groups[g].completions[k]) for g, k in wanted]
-            for (g, k), value in zip(wanted, self._together([self._scores(name, asked) for name in self.models]).tolist(), strict=True):
+            for (g, k), value in zip(wanted, self.combined([self._scores(name, asked) for name in self.models]).tolist(), strict=True):
                 found[g][k] = value
         return [tuple(values) for values in found]
 
-    def _together(self, members: Sequence[Tensor]) -> Tensor:
+    def combined(self, members: Sequence[Tensor]) -> Tensor:
         """One score per completion, [N], from those of the members, [N] each. The careful side of a cost is the highest."""
         import torch
 

@@ -8,8 +8,8 @@ Formula:      loss = -y log sigmoid(r) - (1 - y) log sigmoid(-r), mean over the 
               in [0, 1]; what comes after the first step below 0.5 is not supervised. outcome: at every step, y = 1 if the solution's
               reward is above 0, else 0.
 Defaults:     labels process, learning rate 1e-5 as align/reward_model. Neutral steps count as right (paper): give them the value 1.
-Limits:       steps are the parts of a completion (`ends`, `values`); a completion without any has one step, the whole, under outcome, and
-              teaches nothing under process. The product over steps punishes long solutions. One number is learnt, not the paper's three classes.
+Limits:       steps are the parts of a completion (`ends`, `values`; read from TRL's stepwise columns and PRM800K); one without any has one step,
+              the whole, under outcome, and teaches nothing under process. The product over steps punishes long solutions. One number is learnt, not the paper's three classes.
 Source:       Lightman et al. 2023, arXiv:2305.20050, section 2; soft labels and the minimum: Wang et al. 2023, arXiv:2312.08935.
 """
 

@@ -15,30 +15,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-from torch import Tensor
-
+from fiducial.align.base import LikelihoodObjective
 from fiducial.core.records import Group
-from fiducial.core.roles import Objective
-from fiducial.training.objective import GroupLogProbs, preferred
+from fiducial.training.objective import preferred
 
 
 @final
 @dataclass(frozen=True, slots=True)
-class SFT(Objective):
+class SFT(LikelihoodObjective):
     """Negative log-likelihood of the preferred completions."""
 
     learning_rate: ClassVar[float] = 2e-5
-    per_token: ClassVar[bool] = True
 
     def prepare(self, group: Group) -> Group:
         """Without completions that are no examples."""
         return preferred(group)
-
-    def __call__(self, policy: GroupLogProbs, reference: GroupLogProbs | None = None) -> Tensor:
-        """Loss per group, summed over tokens, [G]; the loop divides by the step's tokens."""
-        return -(policy.targets * policy.logp).sum(1)
-
-    def metrics(self, policy: GroupLogProbs, reference: GroupLogProbs | None = None) -> dict[str, float]:
-        """Mean log-probability per token of the preferred completions."""
-        tokens = (policy.targets * policy.length).sum()
-        return {"logp_per_token": float((policy.targets * policy.logp).sum() / tokens.clamp(min=1))}

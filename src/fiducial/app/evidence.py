@@ -224,6 +224,7 @@ def summary(
     decision: Decision,
 ) -> Summary:
     """Everything the report of a loop shows."""
+    from fiducial.app.choice import why
     from fiducial.app.loop import machine
 
     held_out = {a.family for a in loop.held_out}
@@ -242,6 +243,8 @@ def summary(
         weaknesses=tuple(weaknesses(before[0])),
         slices=tuple(slices(before[0], after[0], held_out)),
         points=tuple(points),
+        candidates=loop.candidates,
+        why=why(loop.candidates) if loop.candidates else "",
         training=tuple(Training(**r) for r in rounds),
         capability=tuple(capability_rows(before[1], after[1])),
         examples=tuple(examples(before[0], after[0])),

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from fiducial.app import card
 from fiducial.app.cli.progress import Progress
 from fiducial.app.measure import tally, trials
-from fiducial.app.summary import Point, Tally
+from fiducial.app.summary import Candidate, Point
 from fiducial.core import registry
 from fiducial.core.errors import ConfigError, ModelError
 from fiducial.core.ledger import Ledger
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from fiducial.models.local import LocalModel
 
 
+DEFAULT_MAKER = "align/failure_pairs"
 REST = 15.0
 """Seconds for what is no stage: importing, opening the model, putting the adapter on, saving, the report."""
 
@@ -39,12 +41,12 @@ REST = 15.0
 class LoopTraining(TrainOptions):
     """How the loop trains: what a model of 135 million parameters needs to change its behaviour on about a thousand short groups."""
 
-    epochs: float = Field(default=2.0, gt=0)
+    epochs: float = Field(default=2.2, gt=0)
     """Passes over the groups."""
     batch: int = Field(default=16, ge=1)
     """Groups per optimizer step."""
-    learning_rate: float | None = Field(default=3e-3, gt=0)
-    """Peak learning rate, for the default objective with an adapter; others need another one (null: the objective's own)."""
+    learning_rate: float | None = Field(default=None, gt=0)
+    """Peak learning rate; by default the one among the `candidates`, else the objective's own."""
     lora_depth: float = Field(default=0.4, gt=0, le=1)
     """Share of the layers, from the top, that carry the adapter."""
     minutes: None = None
@@ -72,20 +74,26 @@ class LoopOptions(BaseModel):
     """Attack families whose failures may be trained on, besides asking directly."""
     held_out_attacks: tuple[str, ...] = ("attack/style_injection", "attack/past_tense", "attack/many_shot", "attack/payload_splitting")
     """Attack families that only measure."""
-    held_out_goals: int = Field(default=130, ge=1)
-    """Held-out goals, each with its twin, that the proof asks directly; a third as many near twins; a third for validation."""
+    held_out_goals: int = Field(default=220, ge=1)
+    """Held-out goals, each with its twin, that the proof asks directly; a fifth as many near twins; a third for validation."""
     per_family: int = Field(default=30, ge=1)
     """Held-out goals tried under each attack. Half as many are trained on, an eighth validates."""
     max_tokens: int = Field(default=16, ge=4)
     """Length of an answer in trials, in tokens. Whether an answer refuses shows in its first words."""
     judge: str = "oversee/compliance"
     """Who says whether an answer complies."""
-    maker: str = "align/failure_pairs"
+    maker: str = DEFAULT_MAKER
     """Who turns failures into training data."""
-    objective: str = "align/sft"
-    """What is trained for."""
+    maker_options: dict[str, Any] = Field(default_factory=lambda: {"failure_weight": 0.7})
+    """Options of the maker. A refusal begins in one way and an answer in many, so that at equal weights the likeliest word refuses too often."""
+    objective: str = "auto"
+    """What is trained for; `auto` tries the candidates and takes the one that does best on validation prompts."""
     objective_options: dict[str, Any] = Field(default_factory=dict)
-    """Options of the objective."""
+    """Options of an objective that is named."""
+    candidates: dict[str, float | None] = Field(default_factory=lambda: {"align/sft": 3e-3, "align/dpo": 1e-4, "align/exo": 3e-4}, min_length=1)
+    """Objectives to choose among, with the peak learning rate of each; for adapters on a model of 135 million parameters."""
+    pilot_steps: int = Field(default=8, ge=1)
+    """Optimizer steps by which candidates are compared."""
     train: LoopTraining = LoopTraining()
     """How to train."""
     gate: dict[str, Any] = Field(default_factory=dict)
@@ -118,9 +126,9 @@ class Material:
         return [*self.goals, *self.twins, *self.near, *self.ordinary]
 
     def first(self, count: int) -> Material:
-        """`count` goals with their twins, a third as many near twins, and ordinary prompts. Chosen by hash, whatever the order in the file."""
+        """`count` goals with their twins, a fifth as many near twins, and ordinary prompts. Chosen by hash, whatever the order in the file."""
         chosen = {p.text: i for i, p in enumerate(sorted(self.goals, key=lambda p: digest(p.text))[:count])}
-        near = sorted((p for p in self.near if p.twin in chosen), key=lambda p: chosen[p.twin])[: count // 3]
+        near = sorted((p for p in self.near if p.twin in chosen), key=lambda p: chosen[p.twin])[: count // 5]
         goals = [p for p in self.goals if p.text in chosen]
         return Material(
             goals, [p for p in self.twins if p.twin in chosen], sorted(self.ordinary, key=lambda p: digest(p.text))[: max(50, 2 * count // 3)], near
@@ -142,8 +150,10 @@ class Loop:
     def __init__(self, options: LoopOptions, run: Run, progress: Progress) -> None:
         self.options, self.run, self.progress = options, run, progress
         self.judge = cast(Judge, registry.create(registry.card(options.judge, role="Judge").name))
-        self.maker = cast(Maker, registry.create(registry.card(options.maker, role="Maker").name))
-        self.objective = cast(Objective, registry.create(registry.card(options.objective, role="Objective").name, options.objective_options))
+        self.maker = cast(Maker, registry.create(registry.card(options.maker, role="Maker").name, self._maker_options()))
+        self.objective: Objective | None = None
+        self.candidates: tuple[Candidate, ...] = ()
+        self._named_objectives()
         self.gate = cast(Gate, registry.create("govern/release", options.gate))
         self.direct = cast(Attack, registry.create("attack/direct"))
         self.attacks = [cast(Attack, registry.create(registry.card(name, role="Attack").name)) for name in options.attacks]
@@ -176,11 +186,27 @@ class Loop:
             model, training = self._round(number, base, model)
             rounds.append(training)
             points.append(self._point(f"round {number}", self._validated(number, model)))
-            best = min(range(len(points)), key=lambda i: (_badness(points[i]), i))
+            best = min(range(len(points)), key=lambda i: (points[i].badness, i))
         points[best] = points[best].model_copy(update={"promoted": True})
         repaired = self._promote(best, base)
         after = self._measured("after", repaired) if best else before
         return self._finish(base, repaired, before, after, points, rounds)
+
+    def _maker_options(self) -> dict[str, Any]:
+        """The default options are those of the default maker."""
+        asked = self.options
+        return asked.maker_options if asked.maker == DEFAULT_MAKER or "maker_options" in asked.model_fields_set else {}
+
+    def _named_objectives(self) -> None:
+        """The objective that was asked for, or a look at the names of those to choose among. Raises ConfigError."""
+        asked = self.options
+        if asked.objective == "auto":
+            for name in asked.candidates:
+                registry.card(name, role="Objective")
+            if asked.objective_options:
+                raise ConfigError("objective_options need an objective that is named", hint="add objective=align/dpo, for example")
+        else:
+            self.objective = cast(Objective, registry.create(registry.card(asked.objective, role="Objective").name, asked.objective_options))
 
     # ---- stages
 
@@ -230,10 +256,11 @@ class Loop:
         # what the repaired model refuses without need has no good answer of its own; the base model's is the one to go back to
         answered = [self.first[a.prompt.id, a.attack] if a.failed and a.prompt.expected != "refuse" else a for a in attempts]
         groups = self._groups(number, answered, model)
+        objective = self._chosen(base, groups)
         folder = self.run.path / "models" / f"round-{number}"
-        stage = self.run.stage(f"train-{number}", self._training_inputs(groups, model))
+        stage = self.run.stage(f"train-{number}", self._training_inputs(groups, model, objective))
         if not stage.done:
-            stage.finish(self._train(number, base, model, groups, folder, stage.folder("state")))
+            stage.finish(self._train(number, base, model, groups, objective, folder, stage.folder("state")))
         checkpoint.clear(stage.folder("state"))
         trained = self._adapted(base, folder)
         self.seconds[f"train {number}"] = stage.result["seconds"]
@@ -242,9 +269,23 @@ class Loop:
         self._log("train", {"model": trained.fingerprint, "base": model.fingerprint, "data": [data], "round": number})
         return trained, stage.result
 
-    def _training_inputs(self, groups: Sequence[Group], model: LocalModel) -> dict[str, Any]:
-        objective = {"name": self.objective.name} | self.objective.options()
-        return {"groups": digest([g.id for g in groups]), "model": model.fingerprint, "options": self.options.train, "objective": objective}
+    def _chosen(self, base: LocalModel, groups: Sequence[Group]) -> Objective:
+        """The objective of all rounds: the one asked for, or the best candidate in the first round."""
+        from fiducial.app.choice import choose
+
+        if self.objective is None:
+            self.candidates = choose(self, base, groups)
+            self.objective = cast(Objective, registry.create(next(c.objective for c in self.candidates if c.chosen)))
+        return self.objective
+
+    def _rated(self, objective: Objective) -> LoopTraining:
+        """How to train for this objective."""
+        train = self.options.train
+        return train if train.learning_rate else train.model_copy(update={"learning_rate": self.options.candidates.get(objective.name)})
+
+    def _training_inputs(self, groups: Sequence[Group], model: LocalModel, objective: Objective) -> dict[str, Any]:
+        named = {"name": objective.name} | objective.options()
+        return {"groups": digest([g.id for g in groups]), "model": model.fingerprint, "options": self._rated(objective), "objective": named}
 
     def _groups(self, number: int, attempts: Sequence[Attempt], model: Model) -> list[Group]:
         stage = self.run.stage(f"make-{number}", {"attempts": digest([a.id for a in attempts]), "maker": {"name": self.maker.name} | self.maker.options()})
@@ -258,13 +299,15 @@ class Loop:
         stage.finish({"groups": len(groups)})
         return groups
 
-    def _train(self, number: int, base: LocalModel, model: LocalModel, groups: Sequence[Group], folder: Path, state: Path) -> dict[str, Any]:
+    def _train(
+        self, number: int, base: LocalModel, model: LocalModel, groups: Sequence[Group], objective: Objective, folder: Path, state: Path
+    ) -> dict[str, Any]:
         from fiducial.training.loop import planned_steps, train
         from fiducial.training.reportcard import FreshSamples
 
-        policy = model if model is not base else self._copy(base)
+        policy = model if model is not base else self.copied(base)
         minutes = self._decided(f"minutes-{number}", self._minutes_for_training)
-        options = self.options.train.model_copy(update={"minutes": minutes, "seed": self.options.seed})
+        options = self._rated(objective).model_copy(update={"minutes": minutes, "seed": self.options.seed})
         watch = FreshSamples(policy, [p.messages for p in self.material["validation"].first(1).ordinary[:8]], base=base, seed=self.options.seed)
         steps = planned_steps(len(groups), options)
         with self.progress.task(f"repair, round {number}, {len(groups)} groups", steps) as task:
@@ -275,13 +318,13 @@ class Loop:
                 done[0] = step
                 self.run.metrics({f"round-{number}/{k}": v for k, v in figures.items()}, step=step)
 
-            result = train(policy, groups, self.objective, options, folder=state, report=report, watch=watch)
+            result = train(policy, groups, objective, options, folder=state, report=report, watch=watch)
         policy.save(folder)
         figures = {k: v for k, v in (result.watched[-1] if result.watched else {}).items() if k != "step"}
         return {
             "round": number,
-            "objective": self.objective.name,
-            "options": self.objective.options() | options.model_dump(exclude={"minutes"}),
+            "objective": objective.name,
+            "options": objective.options() | options.model_dump(exclude={"minutes"}),
             "groups": result.groups,
             "left_out": result.left_out,
             "steps": result.steps,
@@ -335,6 +378,7 @@ class Loop:
         from fiducial.core.store import write_atomic
 
         write_atomic(self.run.path / "summary.json", summary.model_dump_json(indent=1))
+        card.write(self.run, summary)
         page = build(self.run)
         where = "no round was better than the base model" if repaired is base else f"model: run:{self.run.id}"
         lines_out = [summary.verdict, *(f"  {c.outcome}: {c.rule}: {c.reason}" for c in decision.checks), where, f"report: {page}"]
@@ -355,7 +399,7 @@ class Loop:
         self.seconds[name.replace("-", " ")] = stage.result["seconds"]
         return found
 
-    def _copy(self, base: LocalModel) -> LocalModel:
+    def copied(self, base: LocalModel) -> LocalModel:
         """A model to train that leaves the base as it is. An adapter shares the base's weights; full training needs its own."""
         from fiducial.models.local import LocalModel
 
@@ -379,9 +423,9 @@ class Loop:
         """Whether the limits are not met on the validation split yet, the last round helped, and another one fits into the budget."""
         last = points[-1]
         limits = {k: getattr(self.gate, k) for k in ("max_direct_compliance", "max_benign_refusal")}
-        if _share(last.compliance) <= limits["max_direct_compliance"] / 2 and _share(last.refusal) <= limits["max_benign_refusal"] / 2:
+        if last.compliance.share <= limits["max_direct_compliance"] / 2 and last.refusal.share <= limits["max_benign_refusal"] / 2:
             return False
-        if _badness(last) > _badness(points[-2]):
+        if last.badness > points[-2].badness:
             return False
         number = len(rounds)
         round_cost = sum(self.seconds.get(f"{stage} {number}", 0.0) for stage in ("find", "train", "validate"))
@@ -454,14 +498,3 @@ def machine() -> str:
     except OSError:
         pass
     return f"{name}, {os.cpu_count()} cores, {platform.system()}"
-
-
-def _share(tally: Tally) -> float:
-    """The rate when what could not be scored counts as failed: not scored is not safe."""
-    total = tally.n + tally.not_scored
-    return (tally.hits + tally.not_scored) / total if total else 1.0
-
-
-def _badness(point: Point) -> float:
-    """What rounds are compared by: harmful compliance plus benign refusal. Refusing everything is as bad as refusing nothing."""
-    return _share(point.compliance) + _share(point.refusal)

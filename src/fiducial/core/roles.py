@@ -14,9 +14,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from fiducial.core.records import Attempt, Conversation, Decision, Evidence, Finding, Group, Prompt, Score, Verdict
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import torch
 
     from fiducial.models.base import Model, WhiteBox
+    from fiducial.models.local import LocalModel
+    from fiducial.training.loop import Report, TrainResult
     from fiducial.training.objective import GroupLogProbs
 
 Sink = Callable[[Any], None]
@@ -43,7 +47,11 @@ class Method(ABC):  # noqa: B024 its roles add the abstract methods
     def options(self) -> dict[str, Any]:
         """The options as plain values; roles given as options are named by their own name."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
-        return {k: v.name if isinstance(v, Method) else v for k, v in values.items()}
+        return {k: _plain(v) for k, v in values.items()}
+
+
+def _plain(value: Any) -> Any:
+    return value.name if isinstance(value, Method) else tuple(map(_plain, value)) if isinstance(value, tuple) else value
 
 
 class Attack(Method):
@@ -117,6 +125,8 @@ class Objective(Method):
     """Whether reference log-probabilities must be supplied."""
     learning_rate: ClassVar[float] = 1e-5
     """Default for full fine-tuning, from the paper; LoRA takes ten times this."""
+    controlled: ClassVar[bool] = False
+    """Whether prepared completions hold control tokens (`models/control.py`), which training then gives to the model."""
     per_token: ClassVar[bool] = False
     """Whether losses are sums over the tokens of preferred completions, to be divided by those of the whole step; else by its groups."""
     higher_is: ClassVar[Literal["better", "worse"]] = "better"
@@ -137,6 +147,21 @@ class Objective(Method):
     def metrics(self, policy: GroupLogProbs, reference: GroupLogProbs | None = None) -> dict[str, float]:
         """Figures worth logging beside the loss, means over the groups."""
         return {}
+
+
+class Trainer(Method):
+    """Trains a model with a loop that is not ours; what belongs to ours is an `Objective`."""
+
+    def usual(self) -> dict[str, str]:
+        """What its own configuration names for a command that does not: `model`, `data`, `dtype`. Raises ConfigError for one that cannot be used."""
+        return {}
+
+    @abstractmethod
+    def train(self, model: LocalModel, data: Path, *, folder: Path, report: Report) -> tuple[LocalModel, TrainResult, dict[str, Any]]:
+        """The trained model, how it went, and the settings that held, as plain values.
+
+        Checkpoints of the loop lie below `folder`, from which it goes on when called again. Closes `model`.
+        """
 
 
 class Reward(Method):
@@ -163,5 +188,5 @@ class Gate(Method):
         """Pass, fail or insufficient, with a reason per rule. Missing evidence never passes."""
 
 
-ROLES: dict[str, type[Method]] = {r.__name__: r for r in (Attack, Judge, Suite, Inspector, Maker, Objective, Reward, Guard, Gate)}
+ROLES: dict[str, type[Method]] = {r.__name__: r for r in (Attack, Judge, Suite, Inspector, Maker, Objective, Trainer, Reward, Guard, Gate)}
 """Roles by class name, as a method file writes them in its class statement."""

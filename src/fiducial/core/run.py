@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 Status = Literal["running", "done", "interrupted", "failed"]
 """Interrupted is not failed: the same command with --resume goes on."""
 
-PACKAGES = ("fiducial", "torch", "transformers", "accelerate", "peft", "tokenizers", "safetensors", "numpy", "openai")
+PACKAGES = ("fiducial", "torch", "transformers", "accelerate", "peft", "tokenizers", "safetensors", "numpy", "openai", "trl")
 """Packages whose versions go into a run."""
 
 SECRET = re.compile(r"(^|[-_.])(api[-_]?key|secret|password|token)$", re.IGNORECASE)
@@ -107,6 +107,11 @@ def runs_root() -> Path:
     return Path(os.environ.get("FIDUCIAL_RUNS") or "runs").expanduser()
 
 
+def follows() -> bool:
+    """Whether this is one of several processes of torchrun or accelerate launch and not the first, which alone keeps a run."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and os.environ.get("RANK", "0") != "0"
+
+
 class Run:
     """One run. `with run:` takes the lock, and records at the end whether it was done, interrupted or failed."""
 
@@ -118,7 +123,9 @@ class Run:
 
     @classmethod
     def create(cls, command: str, options: Mapping[str, Any], given: Mapping[str, Any], seed: int, root: str | Path | None = None) -> Run:
-        """A new folder `YYYYMMDD-HHMMSS-<command>-<4 hex>`. Raises StorageError where it cannot be written."""
+        """A new folder `YYYYMMDD-HHMMSS-<command>-<4 hex>`. Raises StorageError where it cannot be written, ConfigError in a process that follows."""
+        if follows():
+            raise ConfigError(f"{command} runs in one process, and several were started", hint="leave out torchrun or accelerate launch")
         base, now = Path(root) if root is not None else runs_root(), datetime.now(UTC)
         slug = re.sub(r"[^a-z0-9]+", "-", command.lower()).strip("-") or "run"
         name, path = _new_folder(base, f"{now:%Y%m%d-%H%M%S}-{slug}")

@@ -3,8 +3,9 @@
     {"prompt": "Hi", "chosen": [{"role": "assistant", "content": "Hello!"}], "rejected": [{"role": "assistant", "content": "What?"}]}
 
 Read: `prompt/chosen/rejected` and `chosen/rejected` with the prompt inside both, `messages`, `prompt/completion` with or without `label`,
-each as text, as a transcript of `Human:` and `Assistant:` turns or as lists of messages; and this program's own lines. A preference becomes
-rewards 1 and 0, a label becomes reward 1 or 0; a column `annotator` says who gave it.
+each as text, as a transcript of `Human:` and `Assistant:` turns or as lists of messages; solutions with a label per step (`data/steps.py`);
+documents in parts with scores (`data/documents.py`); and this program's own lines. A preference becomes rewards 1 and 0, a label becomes
+reward 1 or 0; a column `annotator` says who gave it.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +23,7 @@ from pydantic import ValidationError
 from fiducial.core.errors import DataError
 from fiducial.core.records import Completion, Conversation, Group, Message, user
 from fiducial.core.store import write_atomic
+from fiducial.data import documents, steps
 from fiducial.data.load import Row, messages_of, prompt_from, read_rows
 
 log = logging.getLogger(__name__)
@@ -28,7 +31,7 @@ log = logging.getLogger(__name__)
 Layout = Literal["trl", "preference", "label", "completion", "messages", "own"]
 """`trl` is preference, label or completion, whichever the groups hold; `own` loses nothing."""
 
-COLUMNS = "prompt/chosen/rejected, chosen/rejected, messages, prompt/completion or prompt/completion/label"
+COLUMNS = "prompt/chosen/rejected, chosen/rejected, messages, prompt/completion, prompt/completion/label, prompt/completions/labels or texts/scores"
 REMOVE = "remove such rows, or read with unusable='skip'"
 TURN = re.compile(r"\n\n(Human|Assistant): ?")
 BORDER = re.compile(r".*[\s。！？：；，]", re.DOTALL)
@@ -39,19 +42,28 @@ def read_groups(path: str | Path, *, unusable: Literal["refuse", "skip"] = "refu
     """The groups in a file, one per row, in order. Raises DataError with `file:line`.
 
     With `unusable="skip"`, rows that carry nothing to learn from are left out and counted in a warning, as long as any row is usable:
-    published sets hold a few answers that are empty, or the same on both sides.
+    published sets hold a few answers that are empty, or the same on both sides. Rows of PRM800K that are not meant to be learnt from are
+    always left out, and counted by reason.
     """
     groups, refused, implied = [], [], 0
+    aside: Counter[str] = Counter()
     for row in read_rows(path):
         try:
             implied += _implies(row)
             groups.append(_group(row, Path(path).name))
+        except steps.SetAside as reason:
+            aside[str(reason)] += 1
         except DataError as error:
             if unusable == "refuse":
                 raise
             refused.append(error)
     if refused and not groups:
         raise refused[0]
+    why = ", ".join(f"{count} {reason}" for reason, count in aside.most_common())
+    if aside and not groups:
+        raise DataError(f"{path}: none of {aside.total()} rows is meant to be learnt from: {why}", hint="give a file with solutions that were rated")
+    if aside:
+        log.warning("%d of %d rows of %s are not meant to be learnt from: %s", aside.total(), aside.total() + len(groups) + len(refused), path, why)
     if implied:
         log.warning("%d rows of %s have no prompt: what both answers begin with was taken for it", implied, path)
     if refused:
@@ -87,8 +99,15 @@ def best(group: Group) -> int | None:
 
 def _group(row: Row, source: str) -> Group:
     values = {str(key).strip().lower(): value for key, value in row.values.items() if value is not None}
+    if steps.is_prm800k(values):
+        problem, completions = steps.prm800k(values, row.where)
+        return _made(row, _prompt(problem, row.where), source, completions=completions)
+    if "completions" in values and "labels" in values and "prompt" in values:
+        return _made(row, _prompt(values["prompt"], row.where), source, completions=(steps.stepwise(values, row.where),))
     if "completions" in values:
         return _own(row)
+    if "texts" in values:
+        return documents.document(values, row.where, source=source)
     if "chosen" in values and "rejected" in values:
         return _preference(row, values, source)
     if "completion" in values and "prompt" in values:

@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast, get_args
 
 from pydantic import ValidationError, field_validator
 
@@ -84,6 +84,16 @@ def prompts(source: str | Path, expected: Expected = "refuse", column: str | Non
         pairs = {"refuse": 0, "comply": 1}
         return [pair[pairs[expected]] for pair in shipped_goals()] if expected in pairs else ordinary()
     return [_prompt(row, expected, column, Path(source).name) for row in read_rows(source)]
+
+
+def named_source(source: str, expected: Expected) -> tuple[str, Expected]:
+    """A source, and what is to be done with its prompts: `expected`, unless the source says so itself as in `comply=FILE`.
+
+    >>> named_source("answer=shipped", "refuse"), named_source("goals.jsonl", "refuse")
+    (('shipped', 'answer'), ('goals.jsonl', 'refuse'))
+    """
+    word, sign, rest = source.partition("=")
+    return (rest, cast(Expected, word)) if sign and word in get_args(Expected) else (source, expected)
 
 
 def twin_of(prompt: Prompt) -> Prompt | None:

@@ -107,7 +107,9 @@ def sharing(module: torch.nn.Module) -> torch.nn.Module:
 def save(module: torch.nn.Module, folder: Path, *, base: str) -> None:
     """Writes the adapter, and `base` beside it."""
     wrapped: Any = module
-    wrapped.save_pretrained(str(folder))
+    # rows of new tokens are part of the adapter; peft would write the whole embedding besides
+    whole = False if wrapped.active_peft_config.to_dict().get("trainable_token_indices") else "auto"
+    wrapped.save_pretrained(str(folder), save_embedding_layers=whole)
     (folder / BASE).write_text(json.dumps({"uri": base}), encoding="utf-8")
 
 

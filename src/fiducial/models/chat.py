@@ -2,12 +2,15 @@
 
 The text is the chat template's, up to and including the header of the answer; what the assistant says follows verbatim, and the
 template's end-of-turn token closes it. Prompt and completion are tokenised together, because tokens merge across their border.
+A conversation without turns, or of one turn of the assistant, is a document: bare text after the begin token, no template around it.
 Special tokens written out in a message become special tokens, as they do in every server that applies chat templates to text.
 """
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
@@ -15,6 +18,7 @@ from jinja2 import TemplateError
 
 from fiducial.core.errors import DataError
 from fiducial.core.records import Conversation, Message
+from fiducial.models import control
 
 PROBE = "fiducial"
 """Stands for an answer when the template is asked what comes after one."""
@@ -28,6 +32,10 @@ class Chat:
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
+        self.control_ids = control.ids(tokenizer)
+        """Ids of the control tokens, where the vocabulary holds them."""
+        self.lead = control.ALIGNED if self.control_ids else ""
+        """What every answer begins with."""
         self._warned = False
 
     def render(self, conversation: Conversation) -> str:
@@ -35,6 +43,9 @@ class Chat:
         turns, begun = conversation, ""
         if conversation and conversation[-1].role == "assistant":
             turns, begun = conversation[:-1], conversation[-1].content
+        begun = self.lead + begun
+        if not turns:
+            return str(self.tokenizer.bos_token or self.tokenizer.eos_token or "") + begun
         if not self.tokenizer.chat_template:
             return self._bare(turns) + begun
         try:
@@ -56,6 +67,15 @@ class Chat:
         whole = self._ids(prompt + completion + (self.end if end else ""))
         start = next((i for i, (a, b) in enumerate(zip(ids, whole, strict=False)) if a != b), min(len(ids), len(whole)))
         return whole, start
+
+    @contextmanager
+    def without_lead(self) -> Iterator[None]:
+        """Inside, completions stand as they are given: training writes its own control tokens."""
+        lead, self.lead = self.lead, ""
+        try:
+            yield
+        finally:
+            self.lead = lead
 
     def decode(self, tokens: tuple[int, ...] | list[int]) -> str:
         """The text of completion tokens, special tokens left out."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,8 +21,7 @@ WEIGHT_ROWS = 512
 """Positions whose logit gradients are gathered for one weight-gradient product: fewer, larger products and fewer roundings."""
 
 
-@dataclass(frozen=True, slots=True)
-class HeadScores:
+class HeadScores(NamedTuple):
     """What the head says about E scored tokens."""
 
     logp: Tensor

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -91,10 +92,12 @@ def fast_dtype(device: str) -> str:
 
 
 def default_device() -> str:
-    """`cuda` where there is one, else `cpu`."""
+    """`cuda` where there is one, else `cpu`; of several processes of one machine each has a device of its own."""
     import torch
 
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    if not torch.cuda.is_available():
+        return "cpu"
+    return f"cuda:{os.environ['LOCAL_RANK']}" if "LOCAL_RANK" in os.environ else "cuda"
 
 
 def _checked(device: str) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from fiducial.core.errors import ConfigError, DataError, ModelError, StorageError
 from fiducial.core.records import Completion, Conversation, digest
 from fiducial.core.store import sync_folder, sync_tree
-from fiducial.models import adapters
+from fiducial.models import adapters, control
 from fiducial.models import fingerprint as identity
 from fiducial.models.base import Arrived, WhiteBox
 from fiducial.models.chat import Chat
@@ -74,6 +74,12 @@ class LocalModel(WhiteBox):
         self._loaded = None
 
     @property
+    def folder(self) -> Path | None:
+        """The folder that holds this very model; None where it was changed, has an adapter, or never was in one."""
+        clean = len(self._folders) == 1 and identity.state(self.module, self.tokenizer) == self._loaded and not adapters.is_adapted(self.module)
+        return self._folders[0] if clean else None
+
+    @property
     def engine(self) -> Engine:
         """Scores token sequences, each shared token once. A new one when `module` was replaced."""
         if self._engine is None or self._engine.module is not self.module:
@@ -91,6 +97,12 @@ class LocalModel(WhiteBox):
             ids = getattr(config, "eos_token_id", None)
             found |= set(ids) if isinstance(ids, list | tuple) else set() if ids is None else {ids}
         return frozenset(found)
+
+    @property
+    def banned_ids(self) -> frozenset[int]:
+        """Tokens that are never sampled: those that the generation settings suppress, and control tokens."""
+        module: Any = self.module
+        return frozenset(getattr(module.generation_config, "suppress_tokens", None) or ()) | frozenset(self.chat.control_ids)
 
     @property
     def context(self) -> int:
@@ -124,8 +136,12 @@ class LocalModel(WhiteBox):
         stop: Sequence[str] = (),
         seed: int = 0,
         arrived: Arrived | None = None,
+        numbers: Sequence[int] | None = None,
     ) -> list[tuple[Completion, ...]]:
-        """`k` completions per conversation. A prompt that does not fit into the context is answered by `error`, never cut."""
+        """`k` completions per conversation. A prompt that does not fit into the context is answered by `error`, never cut.
+
+        A draw depends on the seed and the number of the conversation: `numbers`, where these are part of a larger list, else 0, 1, ...
+        """
         from fiducial.models.sampling import generate
 
         if not all(stop):
@@ -152,12 +168,13 @@ class LocalModel(WhiteBox):
             generate(
                 self.module,
                 [prompts[i] for i in indices],
-                numbers=indices,
+                numbers=indices if numbers is None else [numbers[i] for i in indices],
                 k=k,
                 max_tokens=room,
                 temperature=temperature,
                 top_p=top_p,
                 eos=self.eos_ids,
+                banned=self.banned_ids,
                 seed=seed,
                 arrived=came,
                 stop_check=self._stop_check(stop) if stop else None,
@@ -202,10 +219,20 @@ class LocalModel(WhiteBox):
             raise ModelError(f"{self.uri} already has an adapter", hint="put the other one on its base model")
         folder = Path(folder)
         with quiet():
-            module = adapters.put_on(self.module, folder)
+            tokenizer = control.tokenizer_beside(folder)
+            base = self.module if tokenizer is None else control.widened(self.module, control.ids(tokenizer))
+            module = adapters.put_on(base, folder)
         clean = bool(self._folders) and identity.state(self.module, self.tokenizer) == self._loaded
         folders = (*self._folders, folder) if clean else ()
-        return LocalModel(module, self.tokenizer, uri=str(folder), folders=folders, base=self.uri)
+        return LocalModel(module, tokenizer or self.tokenizer, uri=str(folder), folders=folders, base=self.uri)
+
+    def take_control_tokens(self) -> None:
+        """Gives the vocabulary the control tokens, with fresh embeddings, unless it has them. Raises ConfigError for a model with an adapter."""
+        if self.chat.control_ids:
+            return
+        tokenizer = control.with_tokens(self.tokenizer)
+        self.module = control.widened(self.module, control.ids(tokenizer))
+        self.tokenizer, self.chat = tokenizer, Chat(tokenizer)
 
     def close(self) -> None:
         """Lets go of the model and gives accelerator memory back."""

@@ -93,7 +93,8 @@ def _of_run(uri: str, reference: str, dtype: str | None, device: str | None) -> 
     folder = run.path / "model"
     if not folder.is_dir():
         raise ModelError(f"the run {run.id} trained no model", hint="name a run of training or of the loop")
-    return loading.load(folder, dtype=dtype, device=device, uri=uri)
+    # by its id: `run:last` is another run as soon as there is one more
+    return loading.load(folder, dtype=dtype, device=device, uri=f"run:{run.id}")
 
 
 def _remote(uri: str, name: str, base_url: str | None, options: dict[str, Any]) -> Model:

@@ -73,8 +73,10 @@ class Anatomy:
     @property
     def embedding(self) -> nn.Embedding:
         """The input embedding."""
-        found: nn.Embedding = self.causal.get_input_embeddings()
-        return found
+        found: Any = self.causal.get_input_embeddings()
+        # peft's wrapper of an embedding with new tokens puts the matrix together anew each time it is asked for it
+        embedding: nn.Embedding = getattr(found, "original_module", found)
+        return embedding
 
 
 def anatomy(module: nn.Module) -> Anatomy:

@@ -12,18 +12,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import groupby
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from fiducial.core.errors import ConfigError, DataError
-from fiducial.models.decoding import Decoder, base_of, mask_style
+from fiducial.models import abreast
+from fiducial.models.decoding import Decoder, MaskStyle, base_of, mask_style
 
 __all__ = ["Sampled", "generate"]
 
 BATCH_TOKENS = 24_576
 """Slots of the cache that are held at once; 23 kB each for a model of 135M parameters in bfloat16."""
+ROWS_EACH = 16
+"""Fewer rows are not worth a thread of their own."""
 SHARED_TOKENS = 64
 """A shared beginning is computed apart when that saves at least this many tokens."""
 
@@ -52,6 +57,7 @@ class Settings:
     top_p: float
     eos: frozenset[int]
     seed: int
+    banned: frozenset[int] = frozenset()
     stop_check: StopCheck | None = None
 
 
@@ -93,6 +99,7 @@ def generate(
     temperature: float = 0.0,
     top_p: float = 1.0,
     eos: Collection[int],
+    banned: Collection[int] = (),
     seed: int = 0,
     arrived: Arrived | None = None,
     batch_tokens: int = BATCH_TOKENS,
@@ -103,11 +110,12 @@ def generate(
     `module` is a causal language model of transformers, in evaluation mode, wrapped by peft or not. Temperature 0 takes the
     likeliest token. A draw depends on `seed`, the number of the prompt and of the sample, not on what else is in the batch; `numbers`
     are those of the prompts where they are part of a larger list, 0, 1, ... by default.
+    `banned` tokens have probability 0, and the others what they would have without them.
     `stop_check` sees the tokens so far, the newest included, and ends the completion after it. `batch_tokens` bounds the memory.
 
     Raises ConfigError for an option out of range, DataError for an empty prompt.
     """
-    settings = Settings(max_tokens, temperature, top_p, frozenset(eos), seed, stop_check)
+    settings = Settings(max_tokens, temperature, top_p, frozenset(eos), seed, frozenset(banned), stop_check)
     _validate(prompts, settings, k=k, batch_tokens=batch_tokens)
     results = _Results(len(prompts), k, arrived)
     rows = _rows(prompts, k, settings, range(len(prompts)) if numbers is None else numbers)
@@ -180,7 +188,27 @@ def _finished(module: Any, rows: list[_Row], settings: Settings, batch_tokens: i
     if style is None:
         yield from _one_by_one(module, rows, settings)
         return
-    room = max(1, min(len(rows), batch_tokens // slots))
+    parts = _parts(rows, base_of(module).device)
+    modules = abreast.twins(module, len(parts))
+    if len(modules) == 1:
+        parts = [rows]
+    room = max(1, batch_tokens // slots // len(parts))
+    jobs = [partial(_decoded, each, style, part, settings, min(room, len(part)), slots) for each, part in zip(modules, parts, strict=True)]
+    for finished in jobs[0]() if len(jobs) == 1 else abreast.abreast(jobs):
+        yield from finished
+
+
+def _parts(rows: list[_Row], device: torch.device) -> list[list[_Row]]:
+    """Rows for each thread, equal prompts together."""
+    parts: list[list[_Row]] = [[] for _ in range(abreast.threads(device, len(rows) // ROWS_EACH))]
+    for _, equal in groupby(rows, key=lambda row: row.prompt):
+        min(parts, key=len).extend(equal)
+    return [part for part in parts if part]
+
+
+@torch.no_grad()
+def _decoded(module: Any, style: MaskStyle, rows: list[_Row], settings: Settings, room: int, slots: int) -> Iterator[list[_Row]]:
+    """Rows that are finished, after every step."""
     decoder = Decoder(module, style, _shared([row.prompt for row in rows]), rows=room, slots=slots)
     active: list[_Row] = []
     while rows or active:
@@ -191,7 +219,7 @@ def _finished(module: Any, rows: list[_Row], settings: Settings, batch_tokens: i
         else:
             logits_RV = decoder.step([row.tokens[-1] for row in active], [row.slot for row in active])
             _choose(active, logits_RV, settings)
-        yield from _leave(decoder, active)
+        yield list(_leave(decoder, active))
 
 
 def _shared(prompts: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
@@ -234,9 +262,11 @@ def _leave(decoder: Decoder, active: list[_Row]) -> Iterator[_Row]:
 
 def _choose(rows: Sequence[_Row], logits_RV: Tensor, settings: Settings) -> None:
     """Appends one token to each row, or finishes it."""
+    if settings.banned:
+        logits_RV = logits_RV.index_fill(-1, torch.tensor(sorted(settings.banned), device=logits_RV.device), -torch.inf)
     if settings.temperature == 0:
-        logprobs_RV = torch.log_softmax(logits_RV.float(), -1)
-        logprobs, tokens = logprobs_RV.max(-1)
+        highest, tokens = logits_RV.max(-1)
+        logprobs = highest.float() - torch.logsumexp(logits_RV.float(), -1)
     else:
         logprobs_RV = torch.log_softmax(logits_RV.float() / settings.temperature, -1)
         chance = torch.tensor([row.chance[len(row.tokens)] for row in rows], dtype=torch.float64)
@@ -271,6 +301,7 @@ def _one_by_one(module: Any, rows: Sequence[_Row], settings: Settings) -> Iterat
         do_sample=random,
         eos_token_id=end or None,
         pad_token_id=end[0] if end else 0,
+        suppress_tokens=sorted(settings.banned) or None,
         output_scores=True,
         return_dict_in_generate=True,
         **({"temperature": settings.temperature, "top_p": settings.top_p, "top_k": 0} if random else {}),

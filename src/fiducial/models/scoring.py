@@ -70,6 +70,8 @@ class Engine:
         self._part = anatomy(module)
         self.budget = budget or (CPU_BUDGET if self._part.device.type == "cpu" else GPU_BUDGET)
         self._asked = backend
+        self.compute = self._computed
+        """What computes a row; replaced where weights have to be gathered for it."""
         self._verdict: Verdict | None = None
         if backend not in ("auto", "padded"):
             self._allow(backend)
@@ -80,6 +82,12 @@ class Engine:
         if self._verdict is None:
             self._verdict = check(self.module)
         return self._verdict
+
+    def beside(self, module: nn.Module) -> Engine:
+        """The same around another module of the same structure, for a thread of its own."""
+        other = Engine(module, budget=self.budget, chunk=self.chunk)
+        other._asked, other._verdict = self._asked, self.verdict
+        return other
 
     @property
     def backend(self) -> str:
@@ -192,6 +200,10 @@ class Engine:
             raise DataError(f"a row of {len(row.ids)} tokens needs a mask of more than {MAX_ROW} squared", hint="shorten the paths, or lower the budget")
 
     def _row(self, row: Row, asked: _Hidden | None, temperature: float, *, entropy: bool) -> Scores:
+        return self._assemble(row, *self.compute(row, asked, temperature, entropy=entropy))
+
+    def _computed(self, row: Row, asked: _Hidden | None, temperature: float, *, entropy: bool) -> tuple[HeadScores, dict[int | str, Tensor] | None]:
+        """What the head says, and hidden states: all that needs the model's weights, in containers whose tensors torch finds."""
         nodes = asked.nodes(row) if asked is not None else row.ids[:0]
         unique, where = torch.unique(nodes, return_inverse=True)
         logits = self.verdict.head == "logits"
@@ -207,7 +219,7 @@ class Engine:
             if logits:
                 raise ModelError(f"the head of {type(self._part.causal).__name__} cannot be told from its logits", hint="ask for layers by number")
             found["last"] = states.final[head_at[count:]][where]
-        return self._assemble(row, self._head(h_UD, row, temperature, entropy=entropy), found if asked is not None else None)
+        return self._head(h_UD, row, temperature, entropy=entropy), found if asked is not None else None
 
     def _head(self, h_UD: Tensor, row: Row, temperature: float, *, entropy: bool) -> HeadScores:
         part = self._part

@@ -17,6 +17,7 @@ from fiducial.models.forest import Paths, common
 from fiducial.models.local import UNLIMITED, LocalModel
 from fiducial.training.objective import GroupLogProbs, layout, shares
 from fiducial.training.options import TrainOptions
+from fiducial.training.segments import worth
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +130,7 @@ def _values(model: LocalModel, group: Group, k: int, asked: Conversation, ids: S
     """The number that is known of each scored token. A token belongs to the part in which it ends; what follows the last part, to that."""
     completion = group.completions[k]
     if not completion.ends:
-        reward = group.rewards[k] if group.rewards is not None else 1.0 if shares(group)[k] > 0 else -1.0
+        reward = worth(group, k)
         return [nan if reward is None else reward] * (len(ids) - start)
     ends = [common(model.encode(asked, completion.text[:end], end=False)[0], ids) for end in completion.ends]
     found: list[float] = []

@@ -5,27 +5,29 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from fiducial.core.errors import DataError
+from fiducial.core.errors import ConfigError, DataError
 from fiducial.core.records import Group, digest
 from fiducial.core.roles import Objective
 from fiducial.models import adapters
 from fiducial.models.forest import Paths
 from fiducial.models.local import LocalModel
-from fiducial.training import checkpoint, lora, reference
+from fiducial.training import checkpoint, lora, reference, sharding
 from fiducial.training.data import Data
 from fiducial.training.objective import GroupLogProbs
 from fiducial.training.options import TrainOptions
+from fiducial.training.processes import agreed
 from fiducial.training.schedule import exploded, rate
+from fiducial.training.scratch import begin_from_scratch
 from fiducial.training.updates import Updates
 
-T = TypeVar("T")
 TIMED = 5
 """Steps after which the speed is known well enough to plan by."""
 
@@ -66,17 +68,42 @@ def train(
     """Trains `model` in place (it carries an adapter afterwards, if the rank is above 0) and keeps checkpoints in `folder`.
 
     Called again after an interruption with the same arguments it goes on where the last checkpoint was, with the same result as if
-    nothing had happened. Raises DataError when no group can be used, FiducialError when the loss is no longer a number.
+    nothing had happened. Several processes (torchrun, accelerate launch) all call it, use the folder of the first, and all have the
+    trained model afterwards. Raises DataError when no group can be used, FiducialError when the loss is no longer a number, and
+    ConfigError for a configuration of accelerate that cannot be followed.
     """
     from accelerate import Accelerator
 
     accelerator = Accelerator(cpu=model.device.type == "cpu")
-    data = Data.of(model, groups, objective, options)
-    table, pairs = _reference(model, data, objective, folder), _mismatched(model, data, objective, options, folder)
+    folder = agreed(accelerator, folder)
+    shared_out = sharding.wanted(accelerator)
+    if shared_out and (watch or objective.controlled):
+        raise ConfigError("weights that are shared out allow neither looks at samples in training nor control tokens", hint="train without FSDP")
+    if options.from_scratch or options.sizes:
+        begin_from_scratch(model, options)
+    if objective.controlled:
+        model.take_control_tokens()
+    with model.chat.without_lead() if objective.controlled else nullcontext():
+        data = Data.of(model, groups, objective, options)
+    adapted = adapters.is_adapted(model.module)
+    # an adapter that was there before is part of the model to start from; one that an interrupted call put on this object is not
+    added = adapted and checkpoint.origin(folder) == lora.base_fingerprint(model.module)
+    with lora.adapter_off(model.module) if added else nullcontext():
+        table, pairs = _reference(model, data, objective, folder), _mismatched(model, data, objective, options, folder)
+    # where the weights that train were there before, a reference is of that very model; below a new adapter lie frozen weights
+    moving = not options.lora_rank or (adapted and not added)
+    origin = model.fingerprint if objective.needs_reference and moving else ""
     if options.lora_rank and not adapters.is_adapted(model.module):
-        model.module = lora.attach(model.module, rank=options.lora_rank, depth=options.lora_depth, seed=options.seed)
+        tokens = model.chat.control_ids if objective.controlled else ()
+        model.module = lora.attach(model.module, rank=options.lora_rank, depth=options.lora_depth, seed=options.seed, tokens=tokens)
     lora.make_trainable(model.module)
-    return _Trainer(Updates(model, objective, options, accelerator), data, table, pairs, folder).run(report, watch)
+    if adapters.is_adapted(model.module):
+        origin = origin or lora.base_fingerprint(model.module)
+    plain = sharding.share_out(model, accelerator) if shared_out else None
+    result = _Trainer(Updates(model, objective, options, accelerator), data, table, pairs, folder, origin).run(report, watch)
+    if plain is not None:
+        sharding.put_together(model, plain)
+    return result
 
 
 def planned_steps(groups: int, options: TrainOptions) -> int:
@@ -95,12 +122,11 @@ def batch(step: int, groups: int, options: TrainOptions) -> list[int]:
 
 
 def _reference(model: LocalModel, data: Data, objective: Objective, folder: Path) -> GroupLogProbs | None:
-    """Reference log-probabilities of the model as it is before training (its adapter off, so that a resumed run sees the same)."""
+    """Reference log-probabilities of the model as it is before training."""
     if not objective.needs_reference:
         return None
     tokens = "tokens" in objective.reads
-    with lora.adapter_off(model.module):
-        table = reference.logprobs(model.engine, data.paths, fingerprint=model.fingerprint, folder=folder, tokens=tokens)
+    table = reference.logprobs(model.engine, data.paths, fingerprint=model.fingerprint, folder=folder, tokens=tokens)
     return data.parts.with_tokens(table) if tokens else data.parts.with_logp(data.place(range(len(data.groups)), table))
 
 
@@ -112,22 +138,18 @@ def _mismatched(model: LocalModel, data: Data, objective: Objective, options: Tr
         raise DataError(f"{objective.name} pairs each prompt with the answer to another, but there is one group", hint="give more data")
     steps = [data.mismatched(batch(step, len(data.groups), options)) for step in range(planned_steps(len(data.groups), options))]
     paths = Paths([ids for step in steps for ids in step.ids], [start for step in steps for start in step.start])
-    with lora.adapter_off(model.module):
-        table = reference.logprobs(model.engine, paths, fingerprint=model.fingerprint, folder=folder)
+    table = reference.logprobs(model.engine, paths, fingerprint=model.fingerprint, folder=folder)
     return list(table.split([len(step) for step in steps]))
 
 
 class _Trainer:
     """One training run: the state that changes, and a method per step of the loop."""
 
-    def __init__(self, updates: Updates, data: Data, table: GroupLogProbs | None, pairs: list[Tensor], folder: Path) -> None:
-        self.updates, self.data, self.table, self.pairs, self.folder = updates, data, table, pairs, folder
+    def __init__(self, updates: Updates, data: Data, table: GroupLogProbs | None, pairs: list[Tensor], folder: Path, origin: str) -> None:
+        self.updates, self.data, self.table, self.pairs, self.folder, self.origin = updates, data, table, pairs, folder, origin
         self.model, self.objective, self.options, self.accelerator = updates.model, updates.objective, updates.options, updates.accelerator
         self.planned = planned_steps(len(data.groups), self.options)
         self.last = self.planned
-        module = self.model.module
-        # with an adapter the frozen weights are not in the checkpoint; without one a reference must be of the model that was started from
-        self.origin = lora.base_fingerprint(module) if adapters.is_adapted(module) else self.model.fingerprint if self.objective.needs_reference else ""
         self.seconds = 0.0
         self.stop = ""
         self.history: list[dict[str, float]] = []
@@ -141,7 +163,8 @@ class _Trainer:
 
     def run(self, report: Report | None, watch: Watch | None) -> TrainResult:
         self._resume()
-        stop = self.stop or self._agreed(self._spent())
+        watching = agreed(self.accelerator, watch is not None)
+        stop = self.stop or agreed(self.accelerator, self._spent())
         while self.step < self.last and not stop:
             began = time.monotonic()
             figures = self._one_step()
@@ -150,15 +173,16 @@ class _Trainer:
             if report and self.accelerator.is_main_process:
                 report(self.step, self.last, figures)
             self.stop = self._limits(figures)
-            self.last = self._agreed(self._fitting())
-            stop = self.stop or self._agreed(self._spent())
-            if watch and (stop or self.step == self.last or (self.options.watch_every and self.step % self.options.watch_every == 0)):
+            self.last = agreed(self.accelerator, self._fitting())
+            stop = self.stop or agreed(self.accelerator, self._spent())
+            if watching and (stop or self.step == self.last or (self.options.watch_every and self.step % self.options.watch_every == 0)):
                 began = time.monotonic()
-                seen, reason = watch(self.step, self.model)
+                nothing: tuple[dict[str, float], str] = ({}, "")
+                seen, reason = agreed(self.accelerator, watch(self.step, self.model) if watch else nothing)
                 self.seconds += time.monotonic() - began
                 self.watched.append({"step": self.step} | seen)
                 # at the last step there is nothing left to stop; what the look found stands in its figures
-                self.stop = self._agreed(self.stop or (reason if self.step < self.last else ""))
+                self.stop = self.stop or (reason if self.step < self.last else "")
                 stop = self.stop or stop
             if self.step % self.options.save_every == 0 or self.step == self.last or stop:
                 self._save()
@@ -197,37 +221,25 @@ class _Trainer:
             return f"the budget of {self.options.minutes:g} minutes is spent"
         return ""
 
-    def _agreed(self, said: T) -> T:
-        """What the main process says: clocks differ, and a process that stops alone leaves the others waiting."""
-        if self.accelerator.num_processes > 1:
-            told = [said]
-            torch.distributed.broadcast_object_list(told, src=0)
-            return told[0]
-        return said
-
     def _save(self) -> None:
-        self.accelerator.wait_for_everyone()
-        if self.accelerator.is_main_process:
-            state = {
-                "identity": self._identity(),
-                "origin": self.origin,
-                "last": [self.last, self.options.minutes],
-                "stop": self.stop,
-                "seconds": self.seconds,
-                "tokens": self.updates.tokens,
-                "naive": self.updates.naive,
-                "history": self.history,
-                "watched": self.watched,
-                "norms": self.norms,
-            }
-            checkpoint.save(self.folder, step=self.step, weights=self.updates.trainables.masters, optimizer=self.updates.optimizer, state=state)
-        self.accelerator.wait_for_everyone()
+        state = {
+            "identity": self._identity(),
+            "origin": self.origin,
+            "last": [self.last, self.options.minutes],
+            "stop": self.stop,
+            "seconds": self.seconds,
+            "tokens": self.updates.tokens,
+            "naive": self.updates.naive,
+            "history": self.history,
+            "watched": self.watched,
+            "norms": self.norms,
+        }
+        self.updates.save(self.folder, step=self.step, state=state)
 
     def _resume(self) -> None:
-        state = checkpoint.load(self.folder, weights=self.updates.trainables.masters, optimizer=self.updates.optimizer, admit=self._admit)
+        state = self.updates.load(self.folder, self._admit)
         if state is None:
             return
-        self.updates.trainables.publish()
         self.updates.steps, self.updates.tokens, self.updates.naive = state["step"], state["tokens"], state["naive"]
         self.seconds = state["seconds"]
         self.history, self.watched, self.norms, self.stop = state["history"], state["watched"], state["norms"], state["stop"]

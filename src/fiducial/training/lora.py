@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,10 +15,11 @@ from fiducial.models import adapters
 from fiducial.models.activations import decoder_layers
 
 
-def attach(module: nn.Module, *, rank: int, alpha: int | None = None, depth: float = 1.0, seed: int = 0) -> nn.Module:
+def attach(module: nn.Module, *, rank: int, alpha: int | None = None, depth: float = 1.0, seed: int = 0, tokens: Sequence[int] = ()) -> nn.Module:
     """A peft model with a fresh adapter on all linear layers of the top share `depth` of the blocks; base weights frozen.
 
-    Alpha defaults to twice the rank. No gradient flows below the lowest block with an adapter.
+    Alpha defaults to twice the rank. No gradient flows below the lowest block with an adapter. The embeddings of `tokens` train too, and are part
+    of the adapter.
     """
     from peft import LoraConfig
 
@@ -32,6 +33,8 @@ def attach(module: nn.Module, *, rank: int, alpha: int | None = None, depth: flo
         torch.manual_seed(seed)
         targets = "all-linear" if depth == 1 else _linear_in_top(module, depth)
         shape: dict[str, Any] = {"r": rank, "lora_alpha": alpha or 2 * rank, "target_modules": targets, "fan_in_fan_out": transposed}
+        if tokens:
+            shape["trainable_token_indices"] = {name: list(tokens) for name in _embeddings(module)}
         return adapters.add(module, LoraConfig(**shape, exclude_modules=_bypassed(module), task_type="CAUSAL_LM"))
 
 
@@ -41,6 +44,13 @@ def _linear_in_top(module: nn.Module, depth: float) -> list[str]:
     top = list(blocks)[len(blocks) - max(1, round(depth * len(blocks))) :]
     inside = {id(layer) for block in top for layer in block.modules()}
     return [name for name, layer in module.named_modules() if id(layer) in inside and (isinstance(layer, nn.Linear) or type(layer).__name__ == "Conv1D")]
+
+
+def _embeddings(module: Any) -> list[str]:
+    """Names of the input embedding and of an output embedding with weights of its own; peft finds one that is tied."""
+    first, last = module.get_input_embeddings(), module.get_output_embeddings()
+    wanted = [first] if first.weight is last.weight else [first, last]
+    return [name for name, layer in module.named_modules() if any(layer is each for each in wanted)]
 
 
 def _bypassed(module: nn.Module) -> list[str] | None:
@@ -53,16 +63,20 @@ def make_trainable(module: nn.Module) -> None:
     """Gradients for the adapter alone, or for all weights of a model without one."""
     adapted = adapters.is_adapted(module)
     for name, p in module.named_parameters():
-        p.requires_grad_(not adapted or "lora_" in name)
+        p.requires_grad_(not adapted or _of_adapter(name))
+
+
+def _of_adapter(name: str) -> bool:
+    return "lora_" in name or "trainable_tokens_" in name
 
 
 def base_fingerprint(module: nn.Module) -> str:
     """Which weights lie below the adapter, 16 hexadecimal digits; the same with and without one. Looks at 1024 values of every tensor."""
     looked = hashlib.sha256()
     for name, p in module.named_parameters():
-        if "lora_" not in name:
+        if not _of_adapter(name):
             values = p.detach().reshape(-1)
-            looked.update(name.removeprefix("base_model.model.").replace(".base_layer.", ".").encode())
+            looked.update(name.removeprefix("base_model.model.").replace(".token_adapter.", ".").replace(".base_layer.", ".").encode())
             looked.update(values[:: max(1, len(values) // 1024)].float().cpu().numpy().tobytes())
     return looked.hexdigest()[:16]
 

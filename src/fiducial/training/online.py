@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,7 +28,7 @@ from fiducial.core.roles import Objective, Reward, Sink, ignore
 from fiducial.core.store import write_atomic
 from fiducial.models import adapters
 from fiducial.models.local import LocalModel
-from fiducial.training import checkpoint, lora, samples
+from fiducial.training import lora, samples, sharding
 from fiducial.training.constraint import Multiplier, Point, balanced, best, front
 from fiducial.training.data import Data
 from fiducial.training.kl import Pull, k3
@@ -38,12 +38,10 @@ from fiducial.training.online_card import Bounds, Look, stops, surface
 from fiducial.training.online_options import OnlineOptions
 from fiducial.training.options import TrainOptions
 from fiducial.training.policy_gradient import SampledObjective
+from fiducial.training.processes import agreed, shared
 from fiducial.training.rewards import Mixture, Scale, Values, mean, without_end
 from fiducial.training.schedule import exploded, rate
 from fiducial.training.updates import Updates
-
-T = TypeVar("T")
-S = TypeVar("S")
 
 LOOKED_AT = 32
 """Prompts that are answered once before training and again after it."""
@@ -110,6 +108,10 @@ def learn(
     from accelerate import Accelerator
 
     _check(task, objective, online)
+    accelerator = Accelerator(cpu=model.device.type == "cpu")
+    folder = agreed(accelerator, folder)
+    if sharding.wanted(accelerator):
+        raise ConfigError("a model whose weights are shared out cannot be sampled from while it learns", hint="learn from rewards without FSDP")
     room = min(options.max_length, model.context) - online.max_tokens
     fitting = [p for p in task.prompts if len(model.encode(p.messages)[0]) <= room]
     if not fitting:
@@ -118,7 +120,7 @@ def learn(
     if fresh:
         model.module = lora.attach(model.module, rank=options.lora_rank, depth=options.lora_depth, seed=options.seed)
     lora.make_trainable(model.module)
-    updates = Updates(model, objective, options, Accelerator(cpu=model.device.type == "cpu"), temperature=online.temperature)
+    updates = Updates(model, objective, options, accelerator, temperature=online.temperature)
     return _Online(updates, replace(task, prompts=fitting), online, samples.Start(model, updates.trainables, fresh=fresh), folder).run(report, sink)
 
 
@@ -140,6 +142,8 @@ def _check(task: Task, objective: Objective, online: OnlineOptions) -> None:
         raise ConfigError(f"{objective.name} compares answers, but k is {online.k}", hint=f"draw at least {objective.least} answers to each prompt")
     if not sampled and set(objective.reads) - {"tokens"}:
         raise ConfigError(f"{objective.name} cannot learn from samples of the policy", hint="use align/grpo, align/rloo, align/ppo, or an objective over pairs")
+    if objective.controlled:
+        raise ConfigError(f"{objective.name} marks text that it is given, not samples of the policy", hint="give --data FILE")
     if not sampled and (online.kl_target is not None or task.demonstrations):
         raise ConfigError(f"{objective.name} has no KL term to move and takes no demonstrations besides", hint="leave out kl_target and demonstrations")
     if isinstance(objective, SampledObjective) and online.kl_target is not None and not objective.beta:
@@ -183,7 +187,7 @@ class _Online:
     def run(self, report: Report | None, sink: Sink) -> OnlineResult:
         self._resume()
         self.before = before = self.before or self._first_look()
-        stop = self.stop or self._agreed(self._spent())
+        stop = self.stop or agreed(self.accelerator, self._spent())
         while self.step < self.planned and not stop:
             began = time.monotonic()
             figures = self._one_step(sink)
@@ -193,8 +197,8 @@ class _Online:
             if report and self.accelerator.is_main_process:
                 report(self.step, self.planned, figures)
             # at the last step there is nothing left to stop; what was seen stands in the figures
-            self.stop = self._agreed(self._broken(before) if self.step < self.planned else "")
-            stop = self.stop or self._agreed(self._spent())
+            self.stop = agreed(self.accelerator, self._broken(before) if self.step < self.planned else "")
+            stop = self.stop or agreed(self.accelerator, self._spent())
             if self.step % self.options.save_every == 0 or self.step == self.planned or stop:
                 self._save()
         chosen = self._best()
@@ -219,8 +223,8 @@ class _Online:
 
     def _drawn(self, prompts: Sequence[Prompt], purpose: str, step: int, *, k: int) -> Data:
         """Answers to the prompts, as tokens."""
-        seed = int(digest([self.options.seed, purpose, step, self.accelerator.process_index])[:15], 16)
-        groups = self._shared(prompts, lambda mine: samples.draw(self.model, mine, self.online, k=k, seed=seed))
+        seed = int(digest([self.options.seed, purpose, step])[:15], 16)
+        groups = shared(self.accelerator, list(enumerate(prompts)), lambda mine: samples.draw(self.model, mine, self.online, k=k, seed=seed))
         drawn = samples.data(self.model, groups, max_length=min(self.options.max_length, self.model.context))
         if not drawn.groups:
             raise DataError(f"none of the answers to {len(prompts)} prompts has a token to learn from", hint="this model has no end token; raise max_tokens")
@@ -244,7 +248,7 @@ class _Online:
             costs: Values = self.task.cost.score(mine) if self.task.cost else [() for _ in mine]
             return [({name: values[i] for name, values in components.items()}, tuple(costs[i])) for i in range(len(mine))]
 
-        found = self._shared(groups, said)
+        found = shared(self.accelerator, groups, said)
         return {part.label: [each[part.label] for each, _ in found] for part in self.rewards.parts}, [cost for _, cost in found]
 
     def _total(self, groups: Sequence[Group], components: dict[str, Values]) -> Values:
@@ -254,7 +258,8 @@ class _Online:
     def _under(self, drawn: Data, *, values: bool) -> GroupLogProbs:
         """The drawn tokens under the model as it is now."""
         head, at = self.model.head if values else None, self.online.temperature
-        found = torch.cat(self._shared(range(len(drawn.groups)), lambda mine: samples.per_group(self.model, drawn, mine, temperature=at, head=head)), dim=1)
+        each = shared(self.accelerator, range(len(drawn.groups)), lambda mine: samples.per_group(self.model, drawn, mine, temperature=at, head=head))
+        found = torch.cat(each, dim=1)
         return drawn.parts.with_tokens(found[0], found[1] if head else None)
 
     def _figures(self, scored: _Scored) -> dict[str, float]:
@@ -351,22 +356,6 @@ class _Online:
         spent = minutes is not None and self.seconds > 60 * minutes and self.step < self.planned
         return f"the budget of {minutes:g} minutes is spent" if spent else ""
 
-    def _shared(self, items: Sequence[S], work: Callable[[Sequence[S]], list[T]]) -> list[T]:
-        """What `work` says of every item, in their order, each process taking its share."""
-        processes = self.accelerator.num_processes
-        if processes == 1:
-            return work(items)
-        gathered: list[Any] = [None] * processes
-        torch.distributed.all_gather_object(gathered, work(items[self.accelerator.process_index :: processes]))
-        return [gathered[i % processes][i // processes] for i in range(len(items))]
-
-    def _agreed(self, said: str) -> str:
-        """What the main process says: clocks differ, and a process that stops alone leaves the others waiting."""
-        told = [said]
-        if self.accelerator.num_processes > 1:
-            torch.distributed.broadcast_object_list(told, src=0)
-        return told[0]
-
     def _best(self) -> Point | None:
         """Under a cost limit, the best checkpoint of all, whose weights the model is given."""
         from safetensors.torch import load_file
@@ -400,28 +389,24 @@ class _Online:
         return self.folder / f"front-{point.step}.safetensors"
 
     def _save(self) -> None:
-        self.accelerator.wait_for_everyone()
-        if self.accelerator.is_main_process:
-            if self.task.cost:
-                self._keep_if_best()
-            state = {name: getattr(self, name) for name in STATE} | {
-                "identity": self.identity,
-                "origin": self.origin,
-                "before": asdict(self.before) if self.before else None,
-                "scales": self.rewards.scales,
-                "kl_weight": self.pull.beta,
-                "multiplier": [self.multiplier.weight, self.multiplier.recent],
-                "points": self.points,
-                "tokens": [self.updates.tokens, self.updates.naive],
-            }
-            checkpoint.save(self.folder, step=self.step, weights=self.updates.trainables.masters, optimizer=self.updates.optimizer, state=state)
-        self.accelerator.wait_for_everyone()
+        if self.task.cost and self.accelerator.is_main_process:
+            self._keep_if_best()
+        state = {name: getattr(self, name) for name in STATE} | {
+            "identity": self.identity,
+            "origin": self.origin,
+            "before": asdict(self.before) if self.before else None,
+            "scales": self.rewards.scales,
+            "kl_weight": self.pull.beta,
+            "multiplier": [self.multiplier.weight, self.multiplier.recent],
+            "points": self.points,
+            "tokens": [self.updates.tokens, self.updates.naive],
+        }
+        self.updates.save(self.folder, step=self.step, state=state)
 
     def _resume(self) -> None:
-        state = checkpoint.load(self.folder, weights=self.updates.trainables.masters, optimizer=self.updates.optimizer, admit=self._admit)
+        state = self.updates.load(self.folder, self._admit)
         if state is None:
             return
-        self.updates.trainables.publish()
         for name in STATE:
             setattr(self, name, state[name])
         self.before = Look(**state["before"])

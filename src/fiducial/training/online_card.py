@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
+from fiducial.core import intervals
 from fiducial.core.intervals import Mean, paired_difference
 from fiducial.core.records import Group
-from fiducial.training.reportcard import Outcome, style
+from fiducial.training.reportcard import Outcome, evidence, style, summed
 from fiducial.training.rewards import Values, mean
 
 WINDOW = 10
@@ -108,15 +109,17 @@ def card(history: History, before: Look, after: Look, bounds: Bounds, *, stop: s
     """The report card as plain values: rules, figures before and after, how the figures went, pairs of answers, why it stopped."""
     gain = gained(before, after)
     low, high = gain.interval()
-    return {
-        "stop": stop,
-        "rules": {name: {"outcome": rule.outcome, "sentence": rule.sentence} for name, rule in rules(history, before, bounds).items()},
-        "gain": {"value": gain.value, "low": low, "high": high, "n": gain.n},
-        "before": before.figures,
-        "after": after.figures,
-        "history": [dict(step) for step in history],
-        "answers": [{"before": a, "after": b} for a, b in zip(before.texts[:SHOWN], after.texts, strict=False)],
-    }
+    known = {f"reward, {name} training": intervals.mean([r for r in look.rewards if r is not None]) for name, look in (("before", before), ("after", after))}
+    return summed(
+        rules(history, before, bounds),
+        evidence(known | {"rise of the reward, same prompts": gain}),
+        stop=stop,
+        gain={"value": gain.value, "low": low, "high": high, "n": gain.n},
+        before=before.figures,
+        after=after.figures,
+        history=[dict(step) for step in history],
+        answers=[{"before": a, "after": b} for a, b in zip(before.texts[:SHOWN], after.texts, strict=False)],
+    )
 
 
 def _hacked(history: History, watched: Sequence[str]) -> Rule:

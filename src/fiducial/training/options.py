@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -30,10 +30,14 @@ class TrainOptions(BaseModel):
     """Decoupled weight decay of AdamW."""
     clip: float = Field(default=1.0, gt=0)
     """Largest norm of the whole gradient."""
+    from_scratch: bool = False
+    """Begin with random weights in the shape of the model's configuration. Needs lora_rank 0."""
+    sizes: dict[str, Any] | None = None
+    """Entries of that configuration to replace when training from scratch, for example {num_hidden_layers: 4}."""
     max_length: int = Field(default=1024, ge=2)
     """Longest prompt and completion, in tokens. Longer groups are left out and counted, never cut."""
     seed: int = 0
-    """Decides the order of the groups and the start of the adapter."""
+    """Decides the order of the groups, and the start of the adapter or of weights from scratch."""
     save_every: int = Field(default=25, ge=1)
     """Steps between checkpoints."""
     watch_every: int = Field(default=0, ge=0)

@@ -3,23 +3,34 @@
 Fresh samples are drawn from the trained model on a few harmless prompts and scored under it and under the base model. KL(policy, base)
 is estimated per sequence by k1 = mean of l and k3 = mean of (exp(-l) - 1 + l), with l = log pi(y) - log base(y) summed over the tokens
 of a sample; both in nats, k3 is never negative. A stop writes its reason; a rule that was not measured says so, and is no pass.
+Nothing here reads the loss: a run whose loss alone is known is `not measured`.
 Source of the estimators: Schulman 2020, "Approximating KL divergence".
 """
 
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from fiducial.core.records import Conversation
+from torch import Tensor
+
+from fiducial.core.intervals import Mean, Rate, mean
+from fiducial.core.records import Conversation, Evidence
 from fiducial.models import adapters
 from fiducial.models.forest import Paths
 from fiducial.models.local import LocalModel
 from fiducial.training import lora
 
 Outcome = Literal["pass", "fail", "not measured"]
+RULES = ("drift", "length", "repetition")
+"""The rules of every run."""
+SAYS: dict[Outcome, str] = {
+    "pass": "no rule was broken; whether the model does better what it was trained for is not measured here",
+    "fail": "a rule was broken; do not use this model before you have looked at its answers",
+    "not measured": "not every rule was measured; a falling loss alone shows nothing",
+}
+"""What each verdict means, and what it does not."""
 
 
 class FreshSamples:
@@ -40,12 +51,14 @@ class FreshSamples:
     ) -> None:
         self.reference = base
         self.prompts, self.max_tokens, self.kl_budget, self.seed = list(prompts), max_tokens, kl_budget, seed
+        self.now: list[tuple[Conversation, str, tuple[int, ...]]] = []
+        self.ratio: Tensor | None = None
         with lora.adapter_off(model.module):  # also when a resumed model already carries its adapter
             self.base = self._texts(base or model)
 
     def __call__(self, step: int, model: LocalModel) -> tuple[dict[str, float], str]:
         """Figures of the model as it is now, and a reason to stop or an empty string."""
-        texts = self._texts(model)
+        self.now = texts = self._texts(model)
         figures = style(texts) | {f"base_{k}": v for k, v in style(self.base).items()} | self._drift(model, texts)
         for rule, (outcome, sentence) in self.rules(figures).items():
             if outcome == "fail":
@@ -63,6 +76,20 @@ class FreshSamples:
         found["repetition"] = _rule(repeats + usual, repeats <= max(2 * usual, 0.1), f"{repeats:.0%} of 4-grams are repeats, of the base model's {usual:.0%}")
         return found
 
+    def evidence(self) -> list[Evidence]:
+        """The figures of the last look with their intervals; nothing where there was none."""
+        found: dict[str, Mean | Rate] = {"drift k3, nats per answer": mean(_k3(self.ratio).tolist())} if self.ratio is not None else {}
+        for name, texts in (("base model", self.base), ("trained model", self.now if self.base else [])):
+            words = [text.split() for _, text, _ in texts]
+            found[f"words per answer, {name}"] = mean([float(len(w)) for w in words])
+            found[f"answers with a repeated 4-gram, {name}"] = Rate(sum(any(_repeats(w)) for w in words), len(words))
+        return evidence(found)
+
+    def answers(self) -> list[dict[str, str]]:
+        """What the base model and the model at the last look said to each prompt, drawn with the same chance."""
+        now = {conversation: text for conversation, text, _ in self.now}
+        return [{"before": text, "after": now[conversation]} for conversation, text, _ in self.base if conversation in now]
+
     def _texts(self, model: LocalModel) -> list[tuple[Conversation, str, tuple[int, ...]]]:
         drawn = model.sample(self.prompts, max_tokens=self.max_tokens, temperature=1.0, seed=self.seed)
         # the end is part of what was said: a model that has learnt to stop at once has moved, too
@@ -71,7 +98,10 @@ class FreshSamples:
         return [(p, c.text, (*c.tokens, *last)) for p, c, last in answers if c.finish != "error" and (c.tokens or last)]
 
     def _drift(self, model: LocalModel, texts: list[tuple[Conversation, str, tuple[int, ...]]]) -> dict[str, float]:
+        self.ratio = None
         if not texts or (self.reference is None and not adapters.is_adapted(model.module)):
+            return {}
+        if model.chat.control_ids:  # the engine scores as if control tokens could be drawn, and the base model may not know them
             return {}
         pairs = []
         for conversation, _, tokens in texts:
@@ -80,10 +110,57 @@ class FreshSamples:
         paths = Paths.of(pairs)
         policy = model.score(paths).path_logp
         with lora.adapter_off(model.module):
-            ratio = policy - (self.reference or model).score(paths).path_logp
-        k1 = ratio.mean()
-        k3 = ((-ratio).clamp(max=20).exp() - 1 + ratio).mean()
-        return {"k1": float(k1), "k3": float(k3), "samples": float(len(texts))}
+            self.ratio = ratio = policy - (self.reference or model).score(paths).path_logp
+        return {"k1": float(ratio.mean()), "k3": float(_k3(ratio).mean()), "samples": float(len(texts))}
+
+
+def verdict(rules: Mapping[str, tuple[Outcome, str]]) -> Outcome:
+    """`fail` when a rule is broken, `pass` when every rule was measured and none is, else `not measured`."""
+    outcomes = {outcome for outcome, _ in rules.values()}
+    return "fail" if "fail" in outcomes else "pass" if outcomes == {"pass"} else "not measured"
+
+
+def summed(rules: Mapping[str, tuple[Outcome, str]], figures: Sequence[Evidence], *, stop: str, **rest: Any) -> dict[str, Any]:
+    """A report card as plain values, the same for every kind of training; `rest` is what a kind adds."""
+    said = verdict(rules)
+    return {
+        "verdict": said,
+        "says": SAYS[said],
+        "stop": stop,
+        "rules": {name: {"outcome": outcome, "sentence": sentence} for name, (outcome, sentence) in rules.items()},
+        "figures": [e.model_dump(mode="json", include={"name", "value", "low", "high", "n"}) for e in figures],
+        **rest,
+    }
+
+
+def card(watch: FreshSamples | None, figures: Mapping[str, float], *, stop: str, history: Sequence[Mapping[str, float]], why: str = "") -> dict[str, Any]:
+    """The report card of a run on data, after its last look; without one (`why` says why) no rule is measured."""
+    found: dict[str, tuple[Outcome, str]] = dict.fromkeys(RULES, ("not measured", why or "no fresh samples were drawn"))
+    if watch is not None:
+        found = watch.rules(dict(figures))
+    seen, pairs = (watch.evidence(), watch.answers()) if watch is not None else ([], [])
+    return summed(found, seen, stop=stop, answers=pairs, history=[dict(step) for step in history])
+
+
+def evidence(figures: Mapping[str, Mean | Rate]) -> list[Evidence]:
+    """Figures as evidence; those that have no interval, such as a mean of one item, are left out."""
+    known = [(name, f, *f.interval()) for name, f in figures.items() if f.n]
+    return [Evidence(name=name, value=f.value, n=f.n, low=low, high=high) for name, f, low, high in known if math.isfinite(f.value + high - low)]
+
+
+def _k3(ratio: Tensor) -> Tensor:
+    """The estimate of each sample, never negative."""
+    return (-ratio).clamp(max=20).exp() - 1 + ratio
+
+
+def _repeats(words: Sequence[str]) -> list[bool]:
+    """Whether each 4-gram stands earlier in the same text."""
+    seen: set[tuple[str, ...]] = set()
+    found = []
+    for gram in zip(*(words[i:] for i in range(4)), strict=False):
+        found.append(gram in seen)
+        seen.add(gram)
+    return found
 
 
 def style(texts: Sequence[tuple[Any, str, Any]]) -> dict[str, float]:
@@ -91,9 +168,8 @@ def style(texts: Sequence[tuple[Any, str, Any]]) -> dict[str, float]:
     words = [text.split() for _, text, _ in texts]
     if not words:
         return {}
-    grams = [Counter(zip(*(w[i:] for i in range(4)), strict=False)) for w in words]
-    total = sum(g.total() for g in grams)
-    return {"length": sum(map(len, words)) / len(words), "repetition": sum(g.total() - len(g) for g in grams) / total if total else 0.0}
+    repeats = [r for w in words for r in _repeats(w)]
+    return {"length": sum(map(len, words)) / len(words), "repetition": sum(repeats) / len(repeats) if repeats else 0.0}
 
 
 def _rule(measured: float, fine: bool, sentence: str) -> tuple[Outcome, str]:

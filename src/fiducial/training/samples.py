@@ -33,10 +33,14 @@ class Pick(NamedTuple):
     """The group of those completions, with rewards and targets."""
 
 
-def draw(model: LocalModel, prompts: Sequence[Prompt], options: OnlineOptions, *, k: int, seed: int) -> list[Group]:
-    """`k` answers to each prompt, drawn from the model's own distribution: no tail is cut off, no length is forced."""
-    drawn = model.sample([p.messages for p in prompts], k=k, max_tokens=options.max_tokens, temperature=options.temperature, top_p=1.0, seed=seed)
-    return [Group(prompt=p, completions=c) for p, c in zip(prompts, drawn, strict=True)]
+def draw(model: LocalModel, prompts: Sequence[tuple[int, Prompt]], options: OnlineOptions, *, k: int, seed: int) -> list[Group]:
+    """`k` answers to each prompt, drawn from the model's own distribution: no tail is cut off, no length is forced.
+
+    What is drawn depends on the number that stands before a prompt, and not on what other prompts are given.
+    """
+    how = {"k": k, "max_tokens": options.max_tokens, "temperature": options.temperature, "seed": seed}
+    drawn = model.sample([p.messages for _, p in prompts], numbers=[n for n, _ in prompts], top_p=1.0, **how)
+    return [Group(prompt=p, completions=c) for (_, p), c in zip(prompts, drawn, strict=True)]
 
 
 def data(model: LocalModel, groups: Sequence[Group], *, max_length: int) -> Data:

@@ -28,6 +28,7 @@ STAGES = {
     "Maker": "fiducial.app.cli.mending:MAKER",
     "Objective": "fiducial.app.cli.mending:OBJECTIVE",
     "SampledObjective": "fiducial.app.cli.online:ONLINE",
+    "Trainer": "fiducial.app.cli.trainer:TRAINER",
     "Reward": "fiducial.app.cli.mending:REWARD",
     "Guard": "fiducial.app.cli.mending:GUARD",
     "Gate": "fiducial.app.cli.mending:GATE",
@@ -122,8 +123,14 @@ def _callback(card: Card, required: list[click.Option]) -> Any:
 
 def prepare(card: Card, given: dict[str, Any], output: Output, resumed: Run | None = None) -> Job:
     """The job for what was given; the options of the role that were not get their defaults."""
+    from fiducial.core.run import Run
+
     stage = stage_of(card)
     added = [click.Argument(["model"], default=DEFAULT_MODEL, required=False), *stage.options(), *model_options()] if stage.takes_model else stage.options()
+    model = given.get("model")
+    if resumed is None and isinstance(model, str) and model.startswith("run:"):
+        # by its id: `run:last` would be the run that is about to begin
+        given = given | {"model": f"run:{Run.open(model.removeprefix('run:')).id}"}
     defaults = click.Command(card.name, params=added).make_context(card.name, [], resilient_parsing=True).params
     values = {name: given.get(name, default) for name, default in defaults.items()}
     return Job(card, values, given, output, progress_for(quiet=output.quiet), resumed)

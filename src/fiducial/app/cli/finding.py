@@ -37,7 +37,7 @@ def _attack_options() -> list[click.Option]:
             ["--goals"],
             metavar="FILE",
             default="shipped",
-            help="Goals: a file, or `shipped` for those that come along. [default: shipped]",
+            help="Goals: a file, or `shipped` for those that come along; answer=FILE and comply=FILE for prompts that are harmless. [default: shipped]",
         ),
         click.Option(
             ["--split"],
@@ -80,10 +80,11 @@ def attack(job: Job) -> int:
 
 def _prompts(source: str, part: Split | None, limit: int | None, twins: bool) -> list[Prompt]:
     """Goals, each followed by its twin where wanted. Of the shipped ones only the held-out part, unless another is named."""
-    from fiducial.data.load import prompts, twin_of
+    from fiducial.data.load import named_source, prompts, twin_of
     from fiducial.data.split import split
 
-    goals = prompts(source)
+    source, expected = named_source(source, "refuse")
+    goals = prompts(source, expected)
     part = part or ("held-out" if source == "shipped" else None)
     goals = split(goals)[part] if part else goals
     pairs = [[goal, twin_of(goal)] if twins and goal.expected == "refuse" else [goal] for goal in goals[:limit]]

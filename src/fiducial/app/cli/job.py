@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from fiducial.core.roles import Method
     from fiducial.core.run import Run
     from fiducial.models.base import Model, WhiteBox
+    from fiducial.models.local import LocalModel
 
 R = TypeVar("R", bound=Record)
 
@@ -61,6 +62,15 @@ class Job:
         model = self.model() if uri is None else self._open(uri)
         if not isinstance(model, WhiteBox):
             raise ModelError(f"{self.card.name} looks into the model, but the weights of '{model.uri}' are not here", hint="give a model that runs here")
+        return model
+
+    def local(self) -> LocalModel:
+        """The model, to be trained. Raises ModelError for one that cannot be."""
+        from fiducial.models.local import LocalModel
+
+        model = self.white_box()
+        if not isinstance(model, LocalModel):
+            raise ModelError(f"'{model.uri}' cannot be trained", hint="give smollm2, a folder, or a model of the hub")
         return model
 
     def _open(self, uri: str) -> Model:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from statistics import fmean
@@ -10,14 +10,16 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 
+from fiducial.app.cli import trained
 from fiducial.app.cli.job import Job, Stage, records
 from fiducial.app.cli.output import Table, one_line
 from fiducial.app.cli.params import parameter
 from fiducial.app.measure import tally
-from fiducial.core.errors import ConfigError, DataError, ModelError
+from fiducial.core.errors import ConfigError, DataError
 from fiducial.core.records import Attempt, Decision, Evidence, Group, Prompt, Score, Verdict, digest, user
 from fiducial.core.registry import options_in
 from fiducial.core.roles import Gate, Guard, Maker, Objective, Reward
+from fiducial.core.run import follows
 
 if TYPE_CHECKING:
     from fiducial.training.loop import TrainResult
@@ -28,7 +30,13 @@ TRAINING = ("fiducial.training.options", "TrainOptions")
 
 def _maker_options() -> list[click.Option]:
     return [
-        click.Option(["--attempts"], metavar="FILE|RUN", required=True, help="Judged attempts to learn from: a file, or a run of an attack."),
+        click.Option(
+            ["--attempts"],
+            metavar="FILE|RUN",
+            multiple=True,
+            required=True,
+            help="Judged attempts to learn from: a file, or a run of an attack; may be repeated.",
+        ),
         click.Option(["--seed"], type=int, default=0, help="[default: 0]"),
         click.Option(
             ["--any-split"],
@@ -62,23 +70,27 @@ def make(job: Job) -> int:
     return job.done()
 
 
-def _to_learn_from(reference: str, *, any_split: bool) -> tuple[list[Attempt], int]:
+def _to_learn_from(references: Sequence[str], *, any_split: bool) -> tuple[list[Attempt], int]:
     """Attempts that may be trained on, and how many were left out: those on shipped goals outside the repair split.
 
     Of a loop only what it collected to learn from, never its proof. Raises DataError when nothing is left.
     """
+    attempts = [attempt for reference in references for attempt in _collected(reference)]
+    kept = [a for a in attempts if any_split or may_be_learnt_from(a.prompt)]
+    if not kept:
+        raise DataError(
+            f"{', '.join(references)}: all {len(attempts)} attempts are on shipped goals that are kept for the proof",
+            hint="attack with --split repair, or take them all the same with --any-split",
+        )
+    return kept, len(attempts) - len(kept)
+
+
+def _collected(reference: str) -> list[Attempt]:
     from fiducial.core.run import Run
 
     is_file = Path(reference).is_file() or Path(reference).suffix == ".jsonl"
     within = "stages/find-*" if not is_file and Run.open(reference).facts.command == "loop" else "**"
-    attempts = records(reference, "attempts", Attempt, within=within)
-    kept = [a for a in attempts if any_split or may_be_learnt_from(a.prompt)]
-    if not kept:
-        raise DataError(
-            f"{reference}: all {len(attempts)} attempts are on shipped goals that are kept for the proof",
-            hint="attack with --split repair, or take them all the same with --any-split",
-        )
-    return kept, len(attempts) - len(kept)
+    return records(reference, "attempts", Attempt, within=within)
 
 
 def may_be_learnt_from(prompt: Prompt) -> bool:
@@ -116,45 +128,62 @@ def align(job: Job) -> int:
     """A model trained on groups with the objective, or on its own samples where there are none; goes on from the last checkpoint when resumed."""
     from fiducial.app.cli import online
     from fiducial.core.config import resolve
-    from fiducial.models.local import LocalModel
+    from fiducial.training import reportcard
     from fiducial.training.loop import TrainOptions, train
+    from fiducial.training.reportcard import FreshSamples
+    from fiducial.training.rewards import Mixture
+    from fiducial.training.segments import scored
 
     if job.values["data"] is None:
         return online.learn(job)
     online.refuse_options(job)
     groups = groups_from(job.values["data"])
+    if job.values["reward"]:
+        groups = scored(groups, Mixture.of([online.part(spec) for spec in job.values["reward"]]))
     names = {o.name for o in options_in(*TRAINING)}
     options, _ = resolve(TrainOptions, flags={name: value for name, value in job.given.items() if name in names})
     objective = cast(Objective, job.method())
+    if follows():
+        with closing(job.local()) as model:
+            train(model, groups, objective, options, folder=Path())
+        return 0
     with job.start() as run:
         job.output.resume = job.command_to_resume(run)
         stage = run.stage("train", {"data": _hash(groups), "objective": [objective.name, objective.options()], "model": job.values["model"]})
-        with closing(job.white_box()) as model, job.progress.task(job.card.name) as task:
-            if not isinstance(model, LocalModel):
-                raise ModelError(f"'{model.uri}' cannot be trained", hint="give smollm2, a folder, or a model of the hub")
+        with closing(job.local()) as model, job.progress.task(job.card.name) as task:
             base = model.fingerprint
+            # what a model says that learns to score is not what it is for
+            scores = "scores" in objective.reads
+            why = "the model was trained to score, and is not asked for answers" if scores else ""
+            if options.from_scratch:
+                why = "training began with random weights, and there is no model before it to compare with"
+            watch = None if why else FreshSamples(model, trained.looked_at(), seed=options.seed)
 
             def report(step: int, steps: int, figures: dict[str, float]) -> None:
                 run.metrics(figures, step=step)
                 task.advance(1, figure=f"step {step} of {steps}, loss {figures['loss']:.4g}")
 
-            result = train(model, groups, objective, options, folder=stage.folder("checkpoints"), report=report)
-            folder = model.save(run.path / "model")
-            trained = model.fingerprint
-        stage.finish({"fingerprint": trained, "steps": result.steps, "planned": result.planned, "stop": result.stop})
-        job.log(run, "train", {"base": base, "model": trained, "data": [_hash(groups)]})
-    return _report_training(job, result, f"run:{run.id}", folder, trained)
+            stops = watch if options.watch_every else None
+            result = train(model, groups, objective, options, folder=stage.folder("checkpoints"), report=report, watch=stops)
+            folder, fingerprint = trained.save(run, model)
+            figures = trained.look(job, watch, model, result.steps)
+        card = reportcard.card(watch, figures, stop=result.stop, history=result.history, why=why)
+        kept = trained.Kept(model.uri, base, [_hash(groups)], result.steps, result.planned, result.stop, f"{result.groups} groups")
+        place = trained.finish(job, run, stage, kept, card, fingerprint)
+    return report_training(job, result, f"run:{run.id}", folder, fingerprint, card, place)
 
 
-def _report_training(job: Job, result: TrainResult, uri: str, folder: Path, fingerprint: str) -> int:
+def report_training(job: Job, result: TrainResult, uri: str, folder: Path, fingerprint: str, card: Mapping[str, Any], place: Path) -> int:
+    """What came of a training run on data."""
     last = result.history[-1] if result.history else {}
-    figures = {"steps": result.steps, "planned": result.planned, "groups": result.groups, "left_out": result.left_out, "seconds": result.seconds}
-    data = {"model": uri, "fingerprint": fingerprint, "folder": folder, **figures, "stop": result.stop, "last": last}
+    figures = {"steps": result.steps, "planned": result.planned, "groups": result.groups, "left_out": result.left_out, "tokens": result.tokens}
+    figures["seconds"] = result.seconds
+    data = {"model": uri, "fingerprint": fingerprint, "folder": folder, **figures, "stop": result.stop, "last": last, "verdict": card["verdict"], "card": place}
     lines = [uri, f"{result.steps} of {result.planned} steps on {result.groups} groups ({result.left_out} left out) in {result.seconds:.0f} s"]
     if result.stop:
         lines.append(f"stopped: {result.stop}")
     lines.append(", ".join(f"{name} {value:.4g}" for name, value in last.items() if name != "step"))
-    job.output.result(data, *lines)
+    job.output.result(data, *lines, *trained.verdict(card))
     return job.done()
 
 
@@ -225,13 +254,21 @@ def _gate_options() -> list[click.Option]:
     return [
         click.Option(
             ["--evidence"], metavar="FILE|RUN", multiple=True, required=True, help="Figures to decide on: a file of evidence, or a run; may be repeated."
-        )
+        ),
+        click.Option(
+            ["--base"],
+            metavar="RUN",
+            multiple=True,
+            help="The same runs of attack and evaluate on the model before: what govern/release compares with. Attacks other than attack/direct must not "
+            "have been trained on. May be repeated.",
+        ),
     ]
 
 
 def govern(job: Job) -> int:
     """The decision of a gate; 1 unless it is a pass."""
-    evidence = _each_once([e for reference in job.values["evidence"] for e in _evidence(reference)])
+    after, before = job.values["evidence"], job.values["base"]
+    evidence = _compared(before, after) if before else _each_once([e for reference in after for e in _evidence(reference)])
     decision = cast(Gate, job.method()).decide(evidence)
     with job.start() as run:
         for e in evidence:
@@ -256,6 +293,33 @@ def _each_once(evidence: list[Evidence]) -> list[Evidence]:
     return evidence
 
 
+def _compared(before: Sequence[str], after: Sequence[str]) -> list[Evidence]:
+    """The figures that a loop measures before and after, from runs that measured them one by one."""
+    from fiducial.app.evidence import evidence
+
+    def found(references: Sequence[str]) -> tuple[list[Attempt], list[Score]]:
+        measured = [_measured(r) for r in references]
+        return [a for attempts, _ in measured for a in attempts], [s for _, scores in measured for s in scores]
+
+    then, now = found(before), found(after)
+    return evidence(then, now, {a.family for a in now[0]} - {"direct"}, source=", ".join(after))
+
+
+def _measured(reference: str) -> tuple[list[Attempt], list[Score]]:
+    """Attempts and scores of a run or a file, without those of its stages. Raises DataError when there are none."""
+    found: dict[str, list[Any]] = {}
+    for kind, record in (("attempts", Attempt), ("scores", Score)):
+        try:
+            found[kind] = records(reference, kind, record, within=".")
+        except DataError:
+            found[kind] = []
+    if not any(found.values()):
+        raise DataError(
+            f"{reference}: there is nothing a gate could decide on", hint="give a run of attack or evaluate, a finished loop, or a file of evidence"
+        )
+    return found["attempts"], found["scores"]
+
+
 def _evidence(reference: str) -> list[Evidence]:
     """Evidence as it was written, or else what the scores and attempts of a run amount to.
 
@@ -266,18 +330,8 @@ def _evidence(reference: str) -> list[Evidence]:
     except DataError:
         if Path(reference).is_file() or Path(reference).suffix == ".jsonl":
             raise
-    found: list[Evidence] = []
-    for kind, record in (("scores", Score), ("attempts", Attempt)):
-        try:
-            rows: list[Any] = list(records(reference, kind, record, within="."))
-        except DataError:
-            continue
-        found += [_of_score(s, reference) for s in rows] if kind == "scores" else list(_of_attempts(rows, reference))
-    if not found:
-        raise DataError(
-            f"{reference}: there is nothing a gate could decide on", hint="give a run of attack or evaluate, a finished loop, or a file of evidence"
-        )
-    return found
+    attempts, scores = _measured(reference)
+    return [*(_of_score(s, reference) for s in scores), *_of_attempts(attempts, reference)]
 
 
 def _of_score(s: Score, source: str) -> Evidence:

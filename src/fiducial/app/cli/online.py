@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import fields
@@ -11,31 +10,31 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 
+from fiducial.app.cli import trained
 from fiducial.app.cli.job import Job, Stage, made
 from fiducial.app.cli.mending import TRAINING, groups_from, may_be_learnt_from
 from fiducial.app.cli.output import Table
 from fiducial.app.cli.params import Yaml, parameter
 from fiducial.core import registry
-from fiducial.core.errors import ConfigError, DataError, ModelError
+from fiducial.core.errors import ConfigError, DataError
 from fiducial.core.records import Group, Prompt, digest
 from fiducial.core.registry import options_in
 from fiducial.core.roles import Objective, Reward
+from fiducial.core.run import follows
 
 if TYPE_CHECKING:
-    from fiducial.core.run import Run
     from fiducial.training.constraint import Multiplier
     from fiducial.training.online import OnlineResult, Task
-    from fiducial.training.online_options import OnlineOptions
     from fiducial.training.rewards import Part
 
 SAMPLING = ("fiducial.training.online_options", "OnlineOptions")
-EXPECTED = ("answer", "refuse", "comply")
 
 
 def options(*, required: bool) -> list[click.Option]:
     """The options of learning from samples, without those of training."""
     asked = "Prompts to answer: a file, `shipped`, or refuse=FILE and comply=FILE to say what a good model does with them; may be repeated."
-    scored = "What answers are scored by: a method, module:function, or {reward: NAME, weight: 0.5, name: x, ...}; may be repeated, weight 0 is only watched."
+    scored = "What answers (or the parts of what --data gives) are scored by: a method, module:function, or {reward: NAME, weight: 0.5, name: x, ...}; "
+    scored += "may be repeated, weight 0 is only watched."
     kept = "A reward whose higher values are worse, held below a limit: NAME or {reward: NAME, limit: 0, ...}."
     return [
         click.Option(["--prompts"], metavar="FILE", multiple=True, required=required, help=asked),
@@ -53,7 +52,7 @@ def _options() -> list[click.Option]:
 def refuse_options(job: Job) -> None:
     """Raises ConfigError for an option about samples in a command that learns from data."""
     own = {o.name for o in job.card.options}
-    for name in ("prompts", "reward", "cost", "demonstrations", *(o.name for o in options_in(*SAMPLING))):
+    for name in ("prompts", "cost", "demonstrations", *(o.name for o in options_in(*SAMPLING))):
         if name in job.given and name not in own:
             raise ConfigError(f"--{name.replace('_', '-')} is about samples, but --data says what to learn from", hint="leave out the one or the other")
 
@@ -61,8 +60,9 @@ def refuse_options(job: Job) -> None:
 def learn(job: Job) -> int:
     """A model that has learnt from what it said to prompts; goes on from the last checkpoint when resumed."""
     from fiducial.core.config import resolve
-    from fiducial.models.local import LocalModel
+    from fiducial.training.online import bounds
     from fiducial.training.online import learn as trained_by
+    from fiducial.training.online_card import card
     from fiducial.training.online_options import OnlineOptions
     from fiducial.training.options import TrainOptions
 
@@ -71,13 +71,15 @@ def learn(job: Job) -> int:
     task = _task(job)
     objective = cast(Objective, job.method())
     data = digest([p.id for p in task.prompts])
+    if follows():
+        with closing(job.local()) as model:
+            trained_by(model, task, objective, training, online, folder=Path())
+        return 0
     with job.start() as run:
         job.output.resume = job.command_to_resume(run)
         what = {"prompts": data, "objective": [objective.name, objective.options()], "rewards": _plain(task), "model": job.values["model"]}
         stage = run.stage("train", what)
-        with closing(job.white_box()) as model, job.progress.task(job.card.name) as progress:
-            if not isinstance(model, LocalModel):
-                raise ModelError(f"'{model.uri}' cannot be trained", hint="give smollm2, a folder, or a model of the hub")
+        with closing(job.local()) as model, job.progress.task(job.card.name) as progress:
             base = model.fingerprint
             lines = run.lines("groups", Group)
             known = {group.id for group in lines.read()}
@@ -92,11 +94,12 @@ def learn(job: Job) -> int:
                 progress.advance(1, figure=f"step {step} of {steps}, reward {figures['reward']:.4g}, KL {figures['k3']:.3g}")
 
             result = trained_by(model, task, objective, training, online, folder=stage.folder("checkpoints"), report=report, sink=keep)
-            folder = model.save(run.path / "model")
-            trained = model.fingerprint
-        stage.finish({"fingerprint": trained, "steps": result.steps, "planned": result.planned, "stop": result.stop})
-        job.log(run, "train", {"base": base, "model": trained, "data": [data], "rewards": _plain(task)})
-        return _report(job, run, result, task, online, folder, trained)
+            folder, fingerprint = trained.save(run, model)
+        found = card(result.history, result.before, result.after, bounds(task, online), stop=result.stop)
+        learnt_from, rewards = f"{result.answers} answers to {result.prompts} prompts", {"rewards": _plain(task)}
+        kept = trained.Kept(model.uri, base, [data], result.steps, result.planned, result.stop, learnt_from, rewards)
+        place = trained.finish(job, run, stage, kept, found, fingerprint)
+    return _report(job, f"run:{run.id}", result, len(task.prompts), folder, fingerprint, found, place)
 
 
 def _given(job: Job, where: tuple[str, str]) -> dict[str, Any]:
@@ -123,14 +126,10 @@ def _task(job: Job) -> Task:
 
 def prompts(job: Job, sources: Sequence[str]) -> list[Prompt]:
     """The prompts of all sources, each once; of the shipped goals only those that may be learnt from. Raises DataError when none is left."""
-    from fiducial.data.load import Expected
+    from fiducial.data.load import named_source
     from fiducial.data.load import prompts as read
 
-    found: list[Prompt] = []
-    for source in sources:
-        word, sign, rest = source.partition("=")
-        named = bool(sign) and word in EXPECTED
-        found += read(rest if named else source, cast(Expected, word if named else "answer"))
+    found = [prompt for source in sources for prompt in read(*named_source(source, "answer"))]
     kept = list({p.id: p for p in found if may_be_learnt_from(p)}.values())
     if not kept:
         raise DataError("no prompt is left to learn from", hint="shipped goals outside the repair split are kept for the proof; give others")
@@ -188,30 +187,27 @@ def _plain(task: Task) -> list[Any]:
     return [*parts, ["cost", task.multiplier.limit, task.cost.options()]] if task.cost else parts
 
 
-def _report(job: Job, run: Run, result: OnlineResult, task: Task, online: OnlineOptions, folder: Path, fingerprint: str) -> int:
-    """The report card, in full as a file and in short on the screen."""
-    from fiducial.core.store import write_atomic
-    from fiducial.training.online import bounds
-    from fiducial.training.online_card import card, gained
+def _report(job: Job, uri: str, result: OnlineResult, given: int, folder: Path, fingerprint: str, found: Mapping[str, Any], place: Path) -> int:
+    """The report card in short; in full it is a file."""
+    from fiducial.training.online_card import gained
 
-    found = card(result.history, result.before, result.after, bounds(task, online), stop=result.stop)
-    place = run.path / "card.json"
-    write_atomic(place, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
-    uri, last = f"run:{run.id}", result.history[-1] if result.history else {}
-    counts = {"steps": result.steps, "planned": result.planned, "answers": result.answers, "left_out": result.left_out, "seconds": result.seconds}
+    last = result.history[-1] if result.history else {}
+    counts = {"steps": result.steps, "planned": result.planned, "answers": result.answers, "left_out": result.left_out, "tokens": result.tokens}
+    counts["seconds"] = result.seconds
     best = {"best": result.best._asdict()} if result.best else {}
-    data = {"model": uri, "fingerprint": fingerprint, "folder": folder, **counts, "stop": result.stop, "last": last, "card": place, **best}
+    cards = {"verdict": found["verdict"], "card": place}
+    data = {"model": uri, "fingerprint": fingerprint, "folder": folder, **counts, "stop": result.stop, "last": last, **cards, **best}
     names = sorted(result.before.figures.keys() & result.after.figures.keys())
     table = Table(("figure", "before", "after"), [(name, f"{result.before.figures[name]:.4g}", f"{result.after.figures[name]:.4g}") for name in names])
     lines = [uri, f"{result.steps} of {result.planned} steps, {result.answers} answers ({result.left_out} taught nothing) in {result.seconds:.0f} s"]
-    if result.prompts < len(task.prompts):
-        lines.append(f"{len(task.prompts) - result.prompts} prompts did not fit and were left out")
+    if result.prompts < given:
+        lines.append(f"{given - result.prompts} prompts did not fit and were left out")
     if result.stop:
         lines.append(f"stopped: {result.stop}")
     if result.best:
         lines.append(f"the model is the checkpoint of step {result.best.step}: reward {result.best.reward:.4g}, cost {result.best.cost:.4g}")
     lines.append(f"reward per prompt rose by {gained(result.before, result.after)}")
-    lines += [f"{name}: {rule['outcome']} ({rule['sentence']})" for name, rule in found["rules"].items()]
+    lines += trained.verdict(found)
     lines.append(", ".join(f"{name} {last[name]:.4g}" for name in ("reward", "k1", "k3", "flat_share", "unscored", "clipped") if name in last))
     job.output.result(data, table, *lines)
     return job.done()

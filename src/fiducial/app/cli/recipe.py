@@ -14,10 +14,23 @@
         model: step:trained
 
 `step:NAME` stands for the run of an earlier step: as a model, the model it trained. A step without a name has its method's.
+
+A step may be a block of steps instead, done for several rounds, each with the model that the last training step of the round before made:
+
+      - name: adversarial
+        rounds: 3
+        steps:
+          - {method: attack/persona, options: {split: repair, twins: false}}
+          - {name: repairs, method: align/failure_pairs, options: {attempts: step:attack/persona}}
+          - {name: trained, method: align/sft, options: {data: step:repairs}}
+
+Inside, `step:NAME` is the step of the same round; afterwards `step:adversarial` is the last round's training, and `step:adversarial/1/trained`
+that of the first.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +44,7 @@ from fiducial.app.cli.job import run_to_resume
 from fiducial.app.cli.output import Output, Table
 from fiducial.app.cli.params import from_recipe, parameter
 from fiducial.app.cli.progress import Progress, progress_for
+from fiducial.app.cli.runs import figures
 from fiducial.core import registry
 from fiducial.core.errors import ConfigError, nearest
 from fiducial.core.records import digest
@@ -38,21 +52,27 @@ from fiducial.core.run import Run
 from fiducial.core.store import write_atomic
 
 REFERENCE = "step:"
+SHIPPED = Path(__file__).parent.parent / "recipes"
+"""Recipes that come along, by the names of their files."""
 
 
 class Step(BaseModel):
-    """One step of a recipe."""
+    """One step of a recipe: a method with its options, or a block of steps that is done for several rounds."""
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
-    method: str
+    method: str = ""
     """Its full name, for example attack/gcg."""
     name: str = ""
     """What later steps call it."""
     model: str | None = None
-    """Where the recipe's model is not meant."""
+    """Where the recipe's model is not meant. Of a block, the model that its first round begins with."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Options of the method and of its role, as on the command line."""
+    steps: list[Step] = Field(default_factory=list)
+    """The steps of a block, in place of a method."""
+    rounds: int = Field(default=1, ge=1)
+    """How often the steps of a block are done."""
 
     @property
     def label(self) -> str:
@@ -73,51 +93,116 @@ class Recipe(BaseModel):
 
 
 @click.command("run", cls=Command, params=[runs_option()])
-@click.argument("recipe", type=click.Path(dir_okay=False))
+@click.argument("recipe")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--resume", metavar="RUN", help="Go on with this run; finished steps whose options did not change are kept.")
 @click.option("--show-config", is_flag=True, help="Print the recipe with the origin of each value, and stop.")
 @click.option("--exit-zero", is_flag=True, help="Exit with 0 also when a step found something.")
 @click.pass_context
 def run(context: click.Context, recipe: str, overrides: tuple[str, ...], resume: str | None, show_config: bool, exit_zero: bool) -> int:
-    """Run the steps of RECIPE one after the other. A step that finds something does not stop the next."""
+    """Run the steps of RECIPE one after the other. A step that finds something does not stop the next.
+
+    RECIPE is a file, or one that comes along: adversarial_training (attack, collect, repair, repeat), persistence (does safety training
+    remove a planted trigger?), sft_dpo_exo (from demonstrations to preferences, measured and gated).
+    """
     from fiducial.core.config import given, load_recipe, resolve, show
 
     output = output_of(context)
-    loaded, origins = resolve(Recipe, load_recipe(recipe), overrides)
-    _check(loaded)
+    loaded, origins = resolve(Recipe, load_recipe(_place(recipe)), overrides)
+    steps = flat(loaded)
+    _check(loaded, steps)
     if show_config:
         output.result({"options": loaded}, show(loaded, origins).rstrip("\n"))
         return 0
     whole = run_to_resume(resume, "run") if resume else Run.create("run", loaded.model_dump(mode="json"), given(loaded, origins), loaded.seed)
     output.run, output.resume = whole.id, output.to_resume(["run", recipe, *overrides], whole.id)
     progress = progress_for(quiet=output.quiet)
-    with whole, progress.task("steps", total=len(loaded.steps)) as task:
+    with whole, progress.task("steps", total=len(steps)) as task:
         made: dict[str, dict[str, Any]] = {}
-        for number, step in enumerate(loaded.steps):
+        for number, step in enumerate(steps):
             progress.note(f"step {step.label}")
-            made[step.label] = _step(whole, loaded, number, made, output, progress)
+            made[step.label] = _step(whole, loaded, number, step, made, output, progress)
             task.advance(1, figure=step.label)
     table = Table(("step", "method", "run", "exit code"), [(label, r["method"], r["run"], str(r["exit_code"])) for label, r in made.items()])
-    output.result({"steps": [{"name": label, **r} for label, r in made.items()]}, table, run=whole.id)
+    measured = list(_measured(made))
+    output.result({"steps": [{"name": label, **r} for label, r in made.items()], "figures": measured}, table, *_curve(measured), run=whole.id)
     return 0 if exit_zero else max((r["exit_code"] for r in made.values()), default=0)
 
 
-def _check(recipe: Recipe) -> None:
+def _place(recipe: str) -> Path:
+    """The file, or the recipe of that name that comes along."""
+    shipped = SHIPPED / f"{recipe}.yaml"
+    return shipped if shipped.is_file() and not Path(recipe).exists() else Path(recipe)
+
+
+def flat(recipe: Recipe) -> list[Step]:
+    """The steps in the order in which they are done: blocks written out round by round, with the names that their references mean.
+
+    Raises ConfigError for a step that is neither a method nor a block, and for rounds in which nothing is trained.
+    """
+    steps: list[Step] = []
+    known: dict[str, str] = {}
+    for step in recipe.steps:
+        if bool(step.method) == bool(step.steps):
+            raise ConfigError(f"the step '{step.label}' needs a method or steps, and not both", hint="a step is `- method: attack/direct`")
+        if not step.steps:
+            steps.append(_renamed(step, known))
+            continue
+        done = list(_rounds(step, known))
+        known[step.name] = next((s.label for s in reversed(done) if _trains(s)), done[-1].label)
+        steps += done
+    return steps
+
+
+def _rounds(block: Step, known: Mapping[str, str]) -> Iterator[Step]:
+    """The steps of a block, round by round."""
+    trained = [step.label for step in block.steps if step.method and _trains(step)]
+    if not block.name or block.options or any(step.steps for step in block.steps):
+        raise ConfigError(f"the block '{block.label}' needs a name, and neither options nor blocks inside", hint="{name: repair, rounds: 3, steps: [...]}")
+    if block.rounds > 1 and not trained:
+        raise ConfigError(f"{block.name}: nothing in these steps trains, so that every round would be the same", hint="leave out rounds")
+    model = _rename(block.model, known)
+    for number in range(1, block.rounds + 1):
+        own = {step.label: f"{block.name}/{number}/{step.label}" for step in block.steps}
+        for step in block.steps:
+            yield _renamed(step, {**known, **own}).model_copy(update={"name": own[step.label]} | ({} if step.model else {"model": model}))
+        model = f"{REFERENCE}{own[trained[-1]]}" if trained else model
+
+
+def _trains(step: Step) -> bool:
+    return registry.card(step.method).role in ("Objective", "Trainer")
+
+
+def _renamed(step: Step, names: Mapping[str, str]) -> Step:
+    return step.model_copy(update={"model": _rename(step.model, names), "options": {k: _rename(v, names) for k, v in step.options.items()}})
+
+
+def _rename(value: Any, names: Mapping[str, str]) -> Any:
+    """References to `names` under their full names."""
+    if isinstance(value, list):
+        return [_rename(v, names) for v in value]
+    return f"{REFERENCE}{names[name]}" if (name := _referenced(value)) in names else value
+
+
+def _check(recipe: Recipe, steps: Sequence[Step]) -> None:
     """Everything that can be wrong with the names and options, before the first step runs."""
     labels: list[str] = []
-    for step in recipe.steps:
+    for step in steps:
         for name, value in [("model", step.model or recipe.model), *step.options.items()]:
-            wanted = _referenced(value)
-            if wanted and wanted not in labels:
-                hint = nearest(wanted, labels) if labels else "this is the first step"
-                raise ConfigError(f"{step.label}: {name} is '{value}', but no earlier step has that name", hint=hint)
+            missing = next((v for v in _each(value) if _referenced(v) and _referenced(v) not in labels), None)
+            if missing:
+                hint = nearest(_referenced(missing), labels) if labels else "this is the first step"
+                raise ConfigError(f"{step.label}: {name} is '{missing}', but no earlier step has that name", hint=hint)
         if step.label in labels:
             raise ConfigError(f"two steps are called '{step.label}'", hint="give one a name of its own with name: ...")
-        _converted(step, {k: v for k, v in step.options.items() if not _referenced(v)})
+        _converted(step, {k: v for k, v in step.options.items() if not any(map(_referenced, _each(v)))})
         labels.append(step.label)
     if not labels:
         raise ConfigError("the recipe has no steps", hint="a step is `- method: attack/direct`")
+
+
+def _each(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 def _converted(step: Step, options: dict[str, Any]) -> dict[str, Any]:
@@ -140,9 +225,8 @@ def _converted(step: Step, options: dict[str, Any]) -> dict[str, Any]:
     return converted
 
 
-def _step(whole: Run, recipe: Recipe, number: int, made: dict[str, dict[str, Any]], output: Output, progress: Progress) -> dict[str, Any]:
+def _step(whole: Run, recipe: Recipe, number: int, step: Step, made: dict[str, dict[str, Any]], output: Output, progress: Progress) -> dict[str, Any]:
     """Does one step in a run of its own, or takes over what was done with the same inputs; its summary."""
-    step = recipe.steps[number]
     card = registry.card(step.method)
     options = {k: _resolved(v, made) for k, v in step.options.items()}
     model = _resolved(step.model or recipe.model, made, model=True)
@@ -163,11 +247,33 @@ def _step(whole: Run, recipe: Recipe, number: int, made: dict[str, dict[str, Any
     job.progress = progress
     write_atomic(begun, job.start().id)
     code = stage_of(card).perform(job)
-    return stage.finish({"method": card.name, "run": inner.run, "exit_code": code, "result": (inner.captured or {}).get("data")})
+    result = (inner.captured or {}).get("data")
+    # what the recipe has trained the model on so far: its own tokens, and those of the steps that made the model it began with
+    before = next((r["tokens"] for r in made.values() if model == f"run:{r['run']}"), 0)
+    tokens = before + ((result or {}).get("tokens") or 0) if stage_of(card).takes_model else None
+    return stage.finish({"method": card.name, "run": inner.run, "exit_code": code, "tokens": tokens, "result": result})
+
+
+def _measured(made: Mapping[str, Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Every figure of every step, with its interval, after how many tokens of training; None for steps that ask no model."""
+    for label, step in made.items():
+        for name, figure in figures(Run.open(step["run"])):
+            yield {"step": label, "tokens": step["tokens"], "figure": name} | {k: getattr(figure, k) for k in ("value", "low", "high", "n")}
+
+
+def _curve(measured: Sequence[Mapping[str, Any]]) -> list[Table]:
+    columns = ("step", "tokens trained", "figure", "value", "95 % interval", "n")
+    table = Table(columns, title="figures", right=frozenset({columns[1], *columns[3:]}))
+    for m in measured:
+        trained = "-" if m["tokens"] is None else str(m["tokens"])
+        table.rows.append((m["step"], trained, m["figure"], f"{m['value']:.3g}", f"{m['low']:.3g} to {m['high']:.3g}", str(m["n"])))
+    return [table] if measured else []
 
 
 def _resolved(value: Any, made: dict[str, dict[str, Any]], *, model: bool = False) -> Any:
     """`step:NAME` as the id of its run; as a model, `run:ID`."""
+    if isinstance(value, list):
+        return [_resolved(v, made) for v in value]
     name = _referenced(value)
     if not name:
         return value

@@ -1,0 +1,43 @@
+"""The model card of a model that the loop promoted: the same card as after any training, with the proof on what it was not trained on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fiducial.app.summary import Summary
+from fiducial.core.records import Group, digest
+from fiducial.core.run import Run
+from fiducial.training import modelcard
+from fiducial.training.reportcard import Outcome
+
+PROVED = {"harmful compliance": "direct_compliance", "refusal of harmless requests": "benign_refusal", "general capability": "capability"}
+"""What of `modelcard.USUAL` the evidence of a loop measures."""
+AS: dict[str, Outcome] = {"pass": "pass", "fail": "fail", "insufficient": "not measured"}
+"""Outcomes of a gate as those of a report card."""
+
+
+def write(run: Run, summary: Summary) -> Path | None:
+    """Writes the card into the run's `model` folder; None when no round was promoted, and there is no model."""
+    promoted = next((point.name for point in summary.points if point.promoted and point.name.startswith("round ")), "")
+    folder = run.path / "model"
+    if not promoted or not folder.is_dir():
+        return None
+    rounds = [training for training in summary.training if training.round <= int(promoted.removeprefix("round "))]
+    last = rounds[-1]
+    data = [digest([g.id for g in run.lines(f"stages/make-{r.round}/groups", Group).read()]) for r in rounds]
+    rules = {f"{name}, round {last.round}": (outcome, outcome) for name, outcome in last.verdicts.items()}
+    rules |= {c.rule: (AS[c.outcome], c.reason) for c in summary.decision.checks} if summary.decision else {}
+    known = {e.name for e in summary.evidence if e.n}
+    facts = modelcard.Facts(
+        run=run.facts,
+        method=last.objective,
+        base=summary.model,
+        base_fingerprint=summary.model_fingerprint,
+        fingerprint=summary.repaired_fingerprint,
+        data=data,
+        steps=", then ".join(f"{r.steps} of {r.planned} steps on {r.groups} groups" for r in rounds),
+        figures=summary.evidence,
+        rules=rules,
+        measured=frozenset(name for name, figure in PROVED.items() if figure in known),
+    )
+    return modelcard.write(folder, facts)

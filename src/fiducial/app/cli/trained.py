@@ -1,0 +1,108 @@
+"""What every command that trained a model ends with: the model in the run's folder, its report card and model card, the stage, the ledger."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fiducial.app.cli.job import Job
+from fiducial.core.store import write_atomic
+
+if TYPE_CHECKING:
+    from fiducial.core.records import Conversation
+    from fiducial.core.run import Run, Stage
+    from fiducial.models.local import LocalModel
+    from fiducial.training.reportcard import FreshSamples
+
+LOOKED_AT = 8
+"""Harmless requests that a model trained on data is asked before and after."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What is said of a training run besides its figures."""
+
+    base: str
+    """How the model that was trained is opened."""
+    base_fingerprint: str
+    data: list[str]
+    """Hashes of what was learnt from."""
+    steps: int
+    planned: int
+    stop: str
+    learnt_from: str
+    """For example `12 groups`."""
+    log: Mapping[str, Any] = field(default_factory=dict)
+    """More for the ledger."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Those of another library's loop."""
+
+
+def looked_at() -> Sequence[Conversation]:
+    """Shipped ordinary requests of the validation split, which nothing is trained on."""
+    from fiducial.data.load import ordinary
+    from fiducial.data.split import split
+
+    return [p.messages for p in split(ordinary())["validation"][:LOOKED_AT]]
+
+
+def save(run: Run, model: LocalModel) -> tuple[Path, str]:
+    """Puts the model where `run:ID` finds it; its folder and fingerprint."""
+    folder = model.save(run.path / "model")
+    return folder, model.fingerprint
+
+
+def look(job: Job, watch: FreshSamples | None, model: LocalModel, step: int) -> dict[str, float]:
+    """Figures of the trained model on fresh samples. Where all weights were trained, the model as it was is opened again to compare with."""
+    from fiducial.models import adapters
+    from fiducial.models.local import LocalModel
+
+    if watch is None:
+        return {}
+    if adapters.is_adapted(model.module):
+        return watch(step, model)[0]
+    with closing(job.white_box()) as base:
+        assert isinstance(base, LocalModel)
+        watch.reference = base
+        return watch(step, model)[0]
+
+
+def finish(job: Job, run: Run, stage: Stage, kept: Kept, card: Mapping[str, Any], fingerprint: str) -> Path:
+    """Writes the cards beside a saved model, and finishes stage and ledger. The place of the report card."""
+    from fiducial.core.records import Evidence
+    from fiducial.training import modelcard
+
+    place = run.path / "card.json"
+    write_atomic(place, json.dumps(_finite(card), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    facts = modelcard.Facts(
+        run=run.facts,
+        method=job.card.name,
+        base=kept.base,
+        base_fingerprint=kept.base_fingerprint,
+        fingerprint=fingerprint,
+        data=kept.data,
+        steps=f"{kept.steps} of {kept.planned} steps on {kept.learnt_from}" + (f"; stopped: {kept.stop}" if kept.stop else ""),
+        figures=[Evidence(**figure) for figure in card["figures"]],
+        settings=kept.settings,
+        rules={name: (rule["outcome"], rule["sentence"]) for name, rule in card["rules"].items()},
+    )
+    modelcard.write(run.path / "model", facts)
+    stage.finish({"fingerprint": fingerprint, "steps": kept.steps, "planned": kept.planned, "stop": kept.stop, "verdict": card["verdict"]})
+    job.log(run, "train", {"base": kept.base_fingerprint, "model": fingerprint, "data": kept.data, **kept.log})
+    return place
+
+
+def verdict(card: Mapping[str, Any]) -> list[str]:
+    """The rules and what they come to, as lines."""
+    return [*(f"{name}: {rule['outcome']} ({rule['sentence']})" for name, rule in card["rules"].items()), f"report card: {card['verdict']}; {card['says']}"]
+
+
+def _finite(value: Any) -> Any:
+    """The same with null for what is no finite number, which JSON does not know."""
+    from pydantic_core import to_jsonable_python
+
+    return to_jsonable_python(value, inf_nan_mode="null")

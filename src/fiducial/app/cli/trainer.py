@@ -1,0 +1,110 @@
+"""What `fiducial align` does with a method that brings a training loop of its own: the same run as ours, around another library's training."""
+
+from __future__ import annotations
+
+import json
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import click
+
+from fiducial.app.cli import trained
+from fiducial.app.cli.job import Job, Stage
+from fiducial.app.cli.mending import groups_from, report_training
+from fiducial.core.errors import ConfigError, DataError, ModelError
+from fiducial.core.roles import Trainer
+
+if TYPE_CHECKING:
+    from fiducial.core.records import Group
+    from fiducial.core.run import Run
+
+
+def _options() -> list[click.Option]:
+    text = "What to train on, in the library's own columns: a file, or a run that made groups. [default: what the configuration names]"
+    return [click.Option(["--data"], metavar="FILE|RUN", help=text)]
+
+
+def train(job: Job) -> int:
+    """A model trained by another library; goes on from that library's last checkpoint when resumed."""
+    from fiducial.core.store import hash_file
+    from fiducial.models.local import LocalModel
+    from fiducial.training import lora
+    from fiducial.training.reportcard import FreshSamples, card
+
+    method = cast(Trainer, job.method())
+    named = method.usual()
+    job.values |= {name: job.given.get(name) or named.get(name) or job.values[name] for name in ("model", "data")}
+    if not job.values["data"]:
+        raise ConfigError("there is nothing to train on", hint="give --data FILE, or name a file in the configuration")
+    source = _source(job)
+    with job.start() as run:
+        job.output.resume = job.command_to_resume(run)
+        data = source if isinstance(source, Path) else _written(run, source)
+        hashed = hash_file(data)
+        inputs = {"data": hashed, "options": method.options(), "files": _files(method), "model": job.values["model"]}
+        _unchanged(run, inputs)
+        stage = run.stage("train", inputs)
+        with closing(job.white_box()) as model, job.progress.task(job.card.name) as task:
+            if not isinstance(model, LocalModel):
+                raise ModelError(f"'{model.uri}' cannot be trained", hint="give smollm2, a folder, or a model of the hub")
+            base = model.fingerprint
+            model.module = lora.merge(model.module)  # an adapter is a part of what is trained on from
+            watch = FreshSamples(model, trained.looked_at())
+
+            def report(step: int, steps: int, figures: dict[str, float]) -> None:
+                run.metrics(figures, step=step)
+                task.advance(1, figure=f"step {step} of {steps}, loss {figures['loss']:.4g}")
+
+            made, result, settings = method.train(model, data, folder=stage.folder("checkpoints"), report=report)
+            folder, _ = trained.save(run, made)
+            why = "the model was trained to score, and is not asked for answers" if made.head is not None else ""
+            made.close()
+        with closing(job.white_box(f"run:{run.id}")) as again:  # as everyone will open it, without what the library put around it
+            assert isinstance(again, LocalModel)
+            fingerprint, figures = again.fingerprint, {} if why else trained.look(job, watch, again, result.steps)
+        found = card(None if why else watch, figures, stop=result.stop, history=result.history, why=why)
+        kept = trained.Kept(model.uri, base, [hashed], result.steps, result.planned, result.stop, f"{result.groups} rows", settings=settings)
+        place = trained.finish(job, run, stage, kept, found, fingerprint)
+    return report_training(job, result, f"run:{run.id}", folder, fingerprint, found, place)
+
+
+def _source(job: Job) -> Path | list[Group]:
+    """The data file that is named, or the groups of the run that is; those of a resumed run are as they were when it began."""
+    reference = job.values["data"]
+    path = Path(reference).expanduser()
+    if path.is_file():
+        return path
+    if path.suffix or "/" in reference:
+        raise DataError(f"there is no file {reference}, and data sets of the hub are not fetched", hint="download it first, and give --data FILE")
+    kept = job.resumed.path / "data" / "groups.jsonl" if job.resumed else None
+    return kept if kept is not None and kept.is_file() else groups_from(reference)
+
+
+def _written(run: Run, groups: list[Group]) -> Path:
+    """Groups in the columns that training libraries read."""
+    from fiducial.data.formats import write_groups
+
+    target = run.folder("data") / "groups.jsonl"
+    write_groups(target, groups)
+    return target
+
+
+def _files(method: Trainer) -> dict[str, str]:
+    """Hashes of the files that the method's options name."""
+    from fiducial.core.store import hash_file
+
+    return {name: hash_file(value) for name, value in method.options().items() if isinstance(value, str) and Path(value).is_file()}
+
+
+def _unchanged(run: Run, inputs: dict[str, Any]) -> None:
+    """Raises ConfigError where a resumed run would go on with something else than it began with."""
+    from fiducial.core.store import write_atomic
+
+    place, text = run.path / "inputs.json", json.dumps(inputs, indent=1, sort_keys=True, default=list) + "\n"
+    if place.is_file() and place.read_text(encoding="utf-8") != text:
+        raise ConfigError(f"the data or the configuration of run {run.id} has changed since it began", hint="put it back, or start a new run")
+    write_atomic(place, text)
+
+
+TRAINER = Stage(train, _options, resumable=True)

@@ -1,0 +1,94 @@
+import pytest
+
+from fiducial.core.errors import ConfigError, DataError, ModelError
+from fiducial.core.records import Completion, Group, Prompt, Score, user
+from fiducial.evaluate.reward_card import RewardCard, edited
+from fiducial.models.scorehead import ScoreHead, scores
+from fiducial.models.scripted import ScriptedModel, tiny
+
+PAIRS = [{"prompt": f"question {n}", "chosen": "yes" * (n % 3 + 1), "rejected": "no" * (n % 2 + 1), "category": "ab"[n % 2]} for n in range(12)]
+
+
+@pytest.fixture
+def model():
+    made = tiny()
+    made.head = ScoreHead.fresh(made.width, seed=1, higher_is="better", trained_by="align/reward_model")
+    return made
+
+
+@pytest.fixture
+def data(rows):
+    return rows(*PAIRS)
+
+
+def found(model, data, **options):
+    return {s.metric: s for s in RewardCard(data=data, **options).run(model).scores}
+
+
+def by_hand(model):
+    """Difference of scores per pair."""
+    ids = [model.encode(user(row["prompt"]), row[side])[0] for row in PAIRS for side in ("chosen", "rejected")]
+    values = scores(model, ids).tolist()
+    return [a - b for a, b in zip(values[::2], values[1::2], strict=True)]
+
+
+def test_accuracy_is_the_share_of_pairs_whose_better_answer_scores_higher(model, data):
+    ahead = [d > 0 for d in by_hand(model)]
+    said = found(model, data)
+    assert said["accuracy"].value == pytest.approx(sum(ahead) / 12)
+    assert said["accuracy"].items == tuple(float(a) for a in ahead)
+    assert said["accuracy.a"].value == pytest.approx(sum(ahead[::2]) / 6)
+    assert (said["accuracy"].n, said["accuracy.b"].n) == (12, 6)
+    assert said["margin"].value == pytest.approx(sum(by_hand(model)) / 12, abs=1e-4)
+
+
+def test_every_figure_has_its_number_and_an_interval_that_holds_it(model, data):
+    said = found(model, data)
+    assert {"accuracy", "margin", "calibration_error", "length_correlation", "fooled.praise", "fooled.repetition", "fooled.refusal"} <= set(said)
+    for score in said.values():
+        assert score.n > 1
+        assert score.low <= score.value <= score.high
+        assert Score.parse(score.line()) == score
+
+
+def test_turned_labels_turn_the_accuracy(model, data, rows):
+    turned = rows(*(row | {"chosen": row["rejected"], "rejected": row["chosen"]} for row in PAIRS), name="turned.jsonl")
+    assert found(model, turned)["accuracy"].value == pytest.approx(1 - found(model, data)["accuracy"].value)
+
+
+def test_a_cost_model_is_read_the_other_way_round(model, data):
+    before = found(model, data)["accuracy"].value
+    model.head = ScoreHead(model.head.weight, "worse", "align/cost_model")
+    assert found(model, data)["accuracy"].value == pytest.approx(1 - before)
+
+
+def test_a_model_is_fooled_when_a_spoilt_answer_scores_above_the_answer(model, data):
+    result = RewardCard(data=data).run(model)
+    tried = [i for i in result.items if i.get("edit") == "praise"]
+    assert len(tried) == 12
+    assert {s.metric: s.value for s in result.scores}["fooled.praise"] == sum(i["scores"][1] > i["scores"][0] for i in tried) / 12
+    whole = model.encode(user(PAIRS[0]["prompt"]), PAIRS[0]["chosen"])[0]
+    spoilt = model.encode(user(PAIRS[0]["prompt"]), PAIRS[0]["chosen"] + " This is a perfect, complete and correct answer.")[0]
+    assert tried[0]["scores"] == pytest.approx(scores(model, [whole, spoilt]).tolist(), abs=1e-4)
+
+
+def test_a_refusal_is_no_spoilt_answer_where_one_should_refuse():
+    group = Group(prompt=Prompt(messages=user("Forge a stamp."), expected="refuse"), completions=(Completion(text="No."), Completion(text="Sure.")))
+    assert edited(group, group.completions[0], "refusal") is None
+    assert edited(group, group.completions[0], "repetition").text == "No.\n\nNo."
+
+
+def test_edits_are_shared_out_and_none_are_tried_when_there_is_to_be_none(model, data):
+    assert found(model, data, edits=6)["fooled.repetition"].n == 2
+    assert not any(name.startswith("fooled") for name in found(model, data, edits=0))
+
+
+def test_what_cannot_be_measured_is_an_error(model, data, rows):
+    with pytest.raises(ConfigError, match="needs preferences"):
+        RewardCard().run(model)
+    for other in (tiny(), ScriptedModel()):
+        with pytest.raises(ModelError, match="no score head"):
+            RewardCard(data=data).run(other)
+    single = rows({"prompt": "a", "completion": "b"}, name="single.jsonl")
+    with pytest.raises(DataError, match="no two answers"):
+        RewardCard(data=single).run(model)

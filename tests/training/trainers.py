@@ -1,0 +1,143 @@
+"""Trains tiny models and writes what came of each; to be killed, or run by several processes at once.
+
+python trainers.py OUT FOLDER KILL TRAINER...
+
+A trainer is an objective's name, as in dpo, with what is special about it: sft@full trains all weights, sft@full@bfloat16 weights of that
+type, dpo@rows cuts groups into several rows, dpo@again stops after a step and goes on, dpo@online learns from its own samples, rloo@cost
+has a cost to keep below a limit. KILL is the checkpoint in the middle of whose
+writing the process dies; 0 for none.
+"""
+
+import json
+import os
+import signal
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import safetensors.torch
+import torch
+
+from fiducial.core import registry
+from fiducial.core.errors import ConfigError
+from fiducial.core.records import Completion, Group, Prompt, user
+from fiducial.core.roles import Reward
+from fiducial.models.local import LocalModel
+from fiducial.models.scoring import Engine
+from fiducial.models.scripted import tiny
+from fiducial.training.loop import train
+from fiducial.training.online import Task, learn
+from fiducial.training.online_options import OnlineOptions
+from fiducial.training.options import TrainOptions
+from fiducial.training.rewards import Mixture, Part
+
+PROMPTS = [Prompt(messages=user(text)) for text in ("hello", "why?", "tell me")]
+ONLINE = OnlineOptions(k=3, max_tokens=5, kl_budget=1e9, length_change=None)
+OPTIONS = TrainOptions(batch=3, epochs=2, learning_rate=1e-3, lora_rank=4, save_every=2)
+
+
+class Letters(Reward):
+    """How many letters an answer has."""
+
+    @property
+    def name(self):
+        return "test/letters"
+
+    def options(self):
+        return {}
+
+    def score(self, groups):
+        return [tuple(float(sum(c.isalpha() for c in each.text)) for each in g.completions) for g in groups]
+
+
+def budgeted(budget, seed=0, backend="tree"):
+    """A tiny model whose rows hold about `budget` tokens; with the back end "split" every group fills at least two."""
+    base = tiny(seed=seed)
+
+    class Budgeted(LocalModel):
+        @property
+        def engine(self):
+            if self._engine is None or self._engine.module is not self.module:
+                self._engine = Engine(self.module, backend=backend, budget=budget)
+                self._engine._part = replace(self._engine._part, crossover=1e9)  # the budget alone decides about rows
+            return self._engine
+
+    return Budgeted(base.module, base.tokenizer, uri="tiny")
+
+
+def groups():
+    """7 pairs of unequal lengths and weights, with everything that any objective learns from: rewards, soft labels, values of parts."""
+    texts = [("no" + "o" * 3 * n, "yes, " + "e" * (n + 1)) for n in range(7)]
+    return [
+        Group(
+            prompt=Prompt(messages=user(f"question {n}")),
+            completions=tuple(Completion(text=t, ends=(1, len(t)), values=(1.0, float(k))) for k, t in enumerate(pair)),
+            targets=(0.9, 0.1),
+            rewards=(0.5, -1.0),
+            weight=1.0 + n % 2,
+        )
+        for n, pair in enumerate(texts)
+    ]
+
+
+def go(trainer, folder, *, report=None, again=False):
+    """The trained model, and what came of it; 5 steps with a checkpoint after the 2nd, the 4th and the last."""
+    name, *special = trainer.split("@")
+    card = registry.card(f"align/{name}")
+    sampled = bool(card.constants.get("on_policy"))
+    objective = registry.create(card.name, {"beta": 0.5} if sampled or name in ("dpo", "kto") else {})
+    options = OPTIONS.model_copy(update={"lora_rank": 0 if "full" in special else 4, "minutes": None if again else 1e-9 if "again" in special else None})
+    model = budgeted(30, backend="split") if "rows" in special else tiny()
+    if "bfloat16" in special:
+        model.module = model.module.bfloat16()
+    if sampled or "online" in special:
+        asked = options.model_copy(update={"epochs": 3, "batch": 2})  # the last step has one prompt
+        task = Task(PROMPTS, Mixture.of([Part(Letters())]), Letters() if "cost" in special else None)
+        online = ONLINE.model_copy(update={"kl_target": 0.5 if sampled else None})
+        result = learn(model, task, objective, asked, online, folder=folder, report=report)
+    else:
+        result = train(model, groups(), objective, options, folder=folder, report=report)
+    if "again" in special and not again:
+        assert result.steps == 1
+        return go(trainer, folder, report=report, again=True)
+    return model, result
+
+
+def found(model, result):
+    """What must not depend on interruptions or on the number of processes."""
+    model.changed()
+    weights = {n: p.detach().float().flatten().tolist() for n, p in model.module.named_parameters() if p.requires_grad}
+    if model.head:
+        weights["head"] = model.head.weight.tolist()
+    return {"fingerprint": model.fingerprint, "history": result.history, "tokens": result.naive_tokens, "weights": weights, "stop": result.stop}
+
+
+def kill_at_checkpoint(number):
+    """Dies when so many are written but for their second file."""
+    save, seen = safetensors.torch.save_file, []
+
+    def saved(tensors, path, *args, **kwargs):
+        seen.append(path)
+        if len(seen) == 2 * number:
+            os.kill(os.getpid(), signal.SIGKILL)
+        save(tensors, path, *args, **kwargs)
+
+    safetensors.torch.save_file = saved
+
+
+def main(out, folder, kill, *trainers):
+    if int(kill):
+        kill_at_checkpoint(int(kill))
+    results = {}
+    for trainer in trainers:
+        try:
+            results[trainer] = found(*go(trainer, Path(folder) / trainer))
+        except ConfigError as error:
+            results[trainer] = {"refused": error.message}
+    if os.environ.get("RANK", "0") == "0":
+        Path(out).write_text(json.dumps(results), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main(*sys.argv[1:])
