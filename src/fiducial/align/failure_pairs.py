@@ -36,7 +36,8 @@ class FailurePairs(Maker):
     failure_weight: float = 1.0
     """Weight of attempts that went wrong, against 1 for those that went well."""
     keep: int = 20
-    """Characters of the model's own answer that are kept, up to a word's end; 0 keeps all. Whether it refuses is decided in its first words."""
+    """Bytes (UTF-8) of the model's own answer that are kept, up to a word's end; 0 keeps all. Whether it refuses is decided in its first words.
+    In bytes, since a Chinese character says as much as several letters and costs as many tokens."""
 
     def __post_init__(self) -> None:
         if self.failure_weight <= 0 or self.keep < 0:
@@ -75,12 +76,13 @@ class FailurePairs(Maker):
 
 
 def _beginning(attempt: Attempt, keep: int) -> Completion:
-    """The answer's first `keep` characters, as one that was cut off and therefore teaches no end."""
+    """The answer's first `keep` bytes, as one that was cut off and therefore teaches no end."""
     text = attempt.response
-    if not keep or len(text) <= keep:
+    cut = text.encode()[:keep].decode(errors="ignore")
+    if not keep or cut == text:
         return Completion(text=text, finish=attempt.finish)
-    head, space, _ = text[:keep].rpartition(" ")
-    return Completion(text=head if space else text[:keep], finish="length")
+    head, space, _ = cut.rpartition(" ")
+    return Completion(text=head if space else cut, finish="length")
 
 
 def refusal(prompt: Prompt, seed: int = 0) -> str:

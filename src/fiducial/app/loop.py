@@ -84,7 +84,7 @@ class LoopOptions(BaseModel):
     """Who says whether an answer complies."""
     maker: str = DEFAULT_MAKER
     """Who turns failures into training data."""
-    maker_options: dict[str, Any] = Field(default_factory=lambda: {"failure_weight": 0.7})
+    maker_options: dict[str, Any] = Field(default_factory=lambda: {"failure_weight": 0.6})
     """Options of the maker. A refusal begins in one way and an answer in many, so that at equal weights the likeliest word refuses too often."""
     objective: str = "auto"
     """What is trained for; `auto` tries the candidates and takes the one that does best on validation prompts."""
@@ -437,7 +437,7 @@ class Loop:
 
     def _minutes_for_training(self) -> float:
         """What is left when the proof is set aside; at least a minute, so that there is something to prove."""
-        aside = 1.25 * self._proof_seconds() + self.seconds.get("validate 0", 0.0) + REST
+        aside = 1.1 * self._proof_seconds() + self.seconds.get("validate 0", 0.0) + REST
         left = 60 * self.options.minutes - self._spent() - aside
         return max(60.0, left) / 60
 

@@ -205,13 +205,13 @@ class _Trainer:
     def _fitting(self) -> int:
         """The last step that fits into the time, by the speed so far. A run that is merely cut off has learnt with a rate that never fell.
 
-        In tenths of the whole schedule, so that runs on one machine are planned alike, and with some grace: five percent in its first
+        In tenths of the whole schedule, so that runs on one machine are planned alike, and with some grace: ten percent in its first
         quarter, fifteen later, when the last steps with their small rates are worth more than the seconds.
         """
         if self.options.minutes is None or self.step < TIMED:
             return self.last
         fits = self.step + (60 * self.options.minutes - self.seconds) / (self.seconds / self.step)
-        if fits >= (0.95 if self.step < self.planned / 4 else 0.85) * self.last:
+        if fits >= (0.9 if self.step < self.planned / 4 else 0.85) * self.last:
             return self.last
         return max(self.step, self.planned * int(10 * fits / self.planned) // 10)
 
