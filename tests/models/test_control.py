@@ -77,6 +77,31 @@ def test_the_tokens_never_show_in_text():
 
 
 @pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_quick_forward_of_trained_tokens_equals_pefts_own(tied, dtype):
+    from peft.tuners.trainable_tokens import TrainableTokensLayer
+
+    adapted = lora.attach(control.widened(tiny("llama", tie_word_embeddings=tied, dtype=dtype), (128, 129)), rank=2, tokens=(128, 129))
+    lora.make_trainable(adapted)
+    trained = [p for n, p in adapted.named_parameters() if "trainable_tokens" in n]
+    ids = torch.tensor([[128, 5, 9, 129, 33, 128]])
+
+    def seen():
+        loss = adapted(ids, labels=ids).loss
+        return [loss, *torch.autograd.grad(loss, trained)]
+
+    with torch.no_grad():
+        for p in trained:
+            p += 0.5
+    quick, layers = seen(), [layer for layer in adapted.modules() if isinstance(layer, TrainableTokensLayer)]
+    assert len(layers) == 2
+    for layer in layers:
+        del layer.forward
+    for a, b in zip(quick, seen(), strict=True):
+        assert torch.allclose(a, b, atol=1e-6 if dtype == torch.float32 else 0.05)
+
+
+@pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
 def test_an_adapter_trains_new_embeddings_at_both_ends(architecture, tied):
     base = control.widened(tiny(architecture, tie_word_embeddings=tied), (128, 129))

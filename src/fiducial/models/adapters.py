@@ -74,12 +74,18 @@ def quicken(module: torch.nn.Module) -> None:
     Adapters are float32, since updates of bfloat16 weights round away at the learning rates in use. peft computes in float32 too,
     which makes a forward pass 2.3 times as slow as the base model's; here the matrices are cast instead of the activations, and
     gradients arrive in float32 through the cast. Adapters run in evaluation mode, also while they are trained, so `lora_dropout`
-    never acts, here as in peft's own forward.
+    never acts, here as in peft's own forward. Trained tokens are put into what the embedding gives: peft puts the whole matrix together anew
+    in each pass.
     """
     import torch
     from peft.tuners.lora import Linear
+    from peft.tuners.trainable_tokens import TrainableTokensLayer
 
     for layer in module.modules():
+        if isinstance(layer, TrainableTokensLayer) and type(layer.base_layer) in (torch.nn.Embedding, torch.nn.Linear):
+            if list(layer.trainable_tokens_delta) == ["default"]:
+                layer.forward = MethodType(_with_tokens, layer)
+            continue
         if not isinstance(layer, Linear) or type(layer.base_layer) is not torch.nn.Linear:
             continue
         if list(layer.lora_A) == ["default"] and not layer.lora_variant and layer.lora_B["default"].bias is None:
@@ -93,6 +99,22 @@ def _forward(self: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Ten
     a, b = self.lora_A["default"].weight.to(x.dtype), self.lora_B["default"].weight
     change: torch.Tensor = (x @ a.t()) @ (b * self.scaling["default"]).to(x.dtype).t()
     return out + change
+
+
+def _with_tokens(self: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+    """Embeddings of tokens, or logits of states, with the rows of the trained tokens in the place of the base layer's."""
+    import torch
+
+    out: torch.Tensor = self.base_layer(x)
+    if self.disable_adapters or self.merged:
+        return out
+    tokens, rows = self.token_indices["default"], self.trainable_tokens_delta["default"].to(out.dtype)
+    if isinstance(self.base_layer, torch.nn.Linear):
+        index, bias = torch.tensor(tokens, device=out.device), self.base_layer.bias
+        return out.index_copy(-1, index, torch.nn.functional.linear(x, rows, None if bias is None else bias[index]))
+    for token, row in zip(tokens, rows, strict=True):
+        out = torch.where((x == token)[..., None], row, out)
+    return out
 
 
 def sharing(module: torch.nn.Module) -> torch.nn.Module:

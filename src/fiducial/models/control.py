@@ -54,8 +54,8 @@ def widened(module: nn.Module, tokens: tuple[int, ...]) -> nn.Module:
         with torch.no_grad():
             weight.data = weight.detach().index_copy(0, torch.tensor(tokens, device=weight.device), (mean + NOISE * noise).to(weight.dtype))
     grown.generation_config.suppress_tokens = sorted({*(grown.generation_config.suppress_tokens or ()), *tokens})
-    module = grown.eval()
-    return module
+    whole: nn.Module = grown.eval()
+    return whole
 
 
 def with_tokens(tokenizer: Any) -> Any:

@@ -68,7 +68,7 @@ def selected_logprobs(
     scale: float = 1.0,
     softcap: float | None = None,
     temperature: float = 1.0,
-    chunk: int = 128,
+    chunk: int = 64,
     want_greedy: bool = True,
     want_entropy: bool = False,
 ) -> HeadScores:
@@ -94,7 +94,7 @@ def module_logprobs(
     scale: float = 1.0,
     softcap: float | None = None,
     temperature: float = 1.0,
-    chunk: int = 128,
+    chunk: int = 64,
     want_greedy: bool = True,
     want_entropy: bool = False,
 ) -> HeadScores:
@@ -167,7 +167,8 @@ class _Selected(torch.autograd.Function):
             found = logits[u, target]
             if greedy is not None:
                 greedy[edges] = _is_first_top(logits, top, u, target, found)
-            exp = torch.exp(logits - top[:, None])
+            # the logits are not needed again, unless for the entropy
+            exp = logits.sub_(top[:, None]).exp_() if entropy_U is None else torch.exp(logits - top[:, None])
             total = exp.sum(-1)
             lse_U[a:b] = top + torch.log(total)
             if entropy_U is not None:
@@ -191,12 +192,13 @@ class _Selected(torch.autograd.Function):
         grad_bias = torch.zeros_like(bias_V, dtype=lse_U.dtype) if need_bias else None
         for a, b, edges in _chunks(len(h_UD), edge_u, order, ctx.chunk):
             logits = ctx.form.apply(F.linear(h_UD[a:b], weight_VD, bias_V))
-            log_p = logits - lse_U[a:b, None]
-            grad = torch.exp(log_p)
-            if spread_U is None:
-                grad *= -total_U[a:b, None]
-            else:  # d entropy / d logit_j = -p_j (log p_j + entropy)
+            if spread_U is not None:  # d entropy / d logit_j = -p_j (log p_j + entropy)
+                log_p = logits - lse_U[a:b, None]
+                grad = torch.exp(log_p)
                 grad *= -total_U[a:b, None] - spread_U[a:b, None] * (log_p + entropy_U[a:b, None])
+            else:
+                own = logits if ctx.form.softcap is None else logits.clone()  # a cap's derivative needs the logits
+                grad = own.sub_(lse_U[a:b, None]).exp_().mul_(-total_U[a:b, None])
             grad.index_put_((edge_u[edges] - a, edge_target[edges]), grad_logp[edges], accumulate=True)
             grad = ctx.form.pull(grad, logits)
             if grad_bias is not None:

@@ -62,7 +62,7 @@ class Engine:
     once.
     """
 
-    def __init__(self, module: nn.Module, *, backend: Backend = "auto", budget: int | None = None, chunk: int = 128) -> None:
+    def __init__(self, module: nn.Module, *, backend: Backend = "auto", budget: int | None = None, chunk: int = 64) -> None:
         if backend not in get_args(Backend):
             raise ModelError(f"there is no back end '{backend}'", hint="known: " + ", ".join(get_args(Backend)))
         self.module = module
