@@ -26,7 +26,7 @@ def scrambled(trigger: str, rng: random.Random) -> str:
     """Another text of the same shape: each letter and each digit replaced by a random one, letters in their case.
 
     >>> scrambled("|Ab1|", random.Random(0))
-    '|Mn0|'
+    '|My6|'
     """
     return "".join(_other(c, rng) for c in trigger)
 
