@@ -322,6 +322,18 @@ def test_a_schedule_that_does_not_fit_is_shortened_and_its_rate_still_falls_to_z
     assert (more.steps, more.stop) == (40, "")
 
 
+def test_slow_first_steps_do_not_shorten_a_schedule_that_fits(made, tmp_path, monkeypatch):
+    now = [0.0]
+
+    def clock():  # read before and after each step: the first five take two seconds, the others one
+        now[0] += 2.0 if now[0] < 20 else 1.0
+        return now[0]
+
+    monkeypatch.setattr(time, "monotonic", clock)
+    result = train(tiny(), made.pairs(), SFT(), options(epochs=40, batch=8, minutes=46 / 60), folder=tmp_path)
+    assert (result.steps, result.stop) == (40, "")
+
+
 def test_a_watch_that_objects_stops_and_is_not_overruled_by_a_resumption(made, tmp_path):
     calls = []
 

@@ -28,8 +28,8 @@ from fiducial.training.schedule import exploded, rate
 from fiducial.training.scratch import begin_from_scratch
 from fiducial.training.updates import Updates
 
-TIMED = 5
-"""Steps after which the speed is known well enough to plan by."""
+TIMED = (5, 15)
+"""Steps after which the speed is known roughly, and well enough to plan by: the first ones are slow, and batches differ."""
 
 Report = Callable[[int, int, dict[str, float]], None]
 """Called after each step with (step, steps, figures)."""
@@ -205,13 +205,15 @@ class _Trainer:
     def _fitting(self) -> int:
         """The last step that fits into the time, by the speed so far. A run that is merely cut off has learnt with a rate that never fell.
 
-        In tenths of the whole schedule, so that runs on one machine are planned alike, and with some grace: ten percent in its first
-        quarter, fifteen later, when the last steps with their small rates are worth more than the seconds.
+        In tenths of the whole schedule, so that runs on one machine are planned alike, and with some grace: half while the speed is only
+        roughly known, then ten percent in the first quarter, fifteen later, when the last steps with their small rates are worth more
+        than the seconds.
         """
-        if self.options.minutes is None or self.step < TIMED:
+        roughly, well = TIMED
+        if self.options.minutes is None or self.step < roughly:
             return self.last
         fits = self.step + (60 * self.options.minutes - self.seconds) / (self.seconds / self.step)
-        if fits >= (0.9 if self.step < self.planned / 4 else 0.85) * self.last:
+        if fits >= (0.5 if self.step < well else 0.9 if self.step < self.planned / 4 else 0.85) * self.last:
             return self.last
         return max(self.step, self.planned * int(10 * fits / self.planned) // 10)
 
