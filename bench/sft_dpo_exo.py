@@ -36,7 +36,7 @@ def main(given: list[str] | None = None) -> int:
     options = parser.parse_args(given)
     began = time.monotonic()
     if options.run:
-        whole = next(r for r in reversed(Run.all()) if r.facts.command == "run") if options.run == "last" else Run.open(options.run)
+        whole = next(r for r in reversed(Run.all()) if r.facts.command == "run" and RECIPE in r.facts.argv) if options.run == "last" else Run.open(options.run)
         resumed = ["--resume", whole.id]
     else:
         resumed = []

@@ -29,6 +29,8 @@ from fiducial.core.records import Group, Prompt, digest
 
 HERE = Path(__file__).resolve().parent
 Holds = Literal["yes", "no", "not decided"]
+FIRST = 1
+"""The first seed that is reported. Sizes and learning rates are set on seed 0."""
 STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
 """Two-sided 95 % point of Student's distribution for the mean of so many seeds."""
 
@@ -65,7 +67,7 @@ class Trend:
 def arguments(description: str | None, argv: Sequence[str] | None = None, *, seeds: int = 3) -> argparse.Namespace:
     """`--seeds N`, `--small`, `--out FOLDER`, `--threads N`; sets torch's threads."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=seeds, help=f"repetitions from seed 0 on (default {seeds}, at most 10)")
+    parser.add_argument("--seeds", type=int, default=seeds, help=f"how many (default {seeds}, at most 10)")
     parser.add_argument("--small", action="store_true", help="a tiny random model and sizes of seconds: shows that it runs, decides nothing")
     parser.add_argument("--out", type=Path, default=None, help="folder of the record (default bench/trends/results; with --small nothing is written)")
     parser.add_argument("--threads", type=int, default=default_threads(), help="threads of torch (default: the free cores, at most OMP_NUM_THREADS)")
@@ -110,17 +112,22 @@ def answers(model: Any, prompts: Sequence[Prompt], *, k: int, tokens: int, seed:
     return samples.draw(model, list(enumerate(prompts)), OnlineOptions(max_tokens=tokens), k=k, seed=seed)
 
 
-def per_seed(name: str, chosen: argparse.Namespace, settings: Any, run: Callable[[int], Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """`run(seed)` for every seed. Each result is appended to OUT/NAME.partial.jsonl at once, and one that is there already with the same
+def per_seed(name: str, chosen: argparse.Namespace, settings: Any, run: Callable[[int], Mapping[str, Any]], *, first: int = FIRST) -> list[dict[str, Any]]:
+    """`run(seed)` for every seed from `first` on. Each result is appended to OUT/NAME.partial.jsonl at once, and one that is there already with the same
     `settings` (anything that has a JSON form; put every number of the experiment in) is not computed again."""
     key, path = digest([settings, chosen.small]), _partial(chosen.out, name)
     done = {line["seed"]: line for line in _kept(path) if line["settings"] == key}
     found = []
-    for seed in range(chosen.seeds):
+    for seed in range(first, first + chosen.seeds):
         if seed not in done:
             began = datetime.now()
             result = dict(run(seed))
-            done[seed] = {"seed": seed, "settings": key, "seconds": round((datetime.now() - began).total_seconds(), 1)} | result
+            done[seed] = {
+                "seed": seed,
+                "settings": key,
+                "date": began.isoformat(timespec="seconds"),
+                "seconds": round((datetime.now() - began).total_seconds(), 1),
+            } | result
             if path is not None:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with path.open("a", encoding="utf-8") as file:
@@ -143,7 +150,10 @@ def interval(found: Mean) -> tuple[float, float]:
 
 
 def decided(differences: Sequence[float]) -> Holds:
-    """Whether the differences over seeds, positive in the paper's direction, are above 0."""
+    """Whether the differences over seeds, positive in the paper's direction, are above 0. Differences that are all the same, as counts of few cases
+    can be, say nothing about their spread and decide nothing."""
+    if len(set(differences)) == 1:
+        return "not decided"
     low, high = interval(mean(differences))
     return "yes" if low > 0 else "no" if high < 0 else "not decided"
 

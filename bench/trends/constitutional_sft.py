@@ -142,8 +142,8 @@ def trend(found: Sequence[Mapping[str, Any]], sizes: Sizes) -> Trend:
     ]
     for name in ("refusal of ordinary requests", "refusal of benign twins"):
         what = f"{ALLOWED:g} less the rise of {name}"
-        directions.append(direction("it costs hardly any helpfulness", f"{PAPER}, figure 3", fall(name, allowed=ALLOWED), what))
-    directions.append(direction("it costs hardly any helpfulness", f"{PAPER}, figure 3", rise, f"{ALLOWED:g} less the fall of on_topic"))
+        directions.append(direction("it costs hardly any helpfulness", "ours", fall(name, allowed=ALLOWED), what))
+    directions.append(direction("it costs hardly any helpfulness", "ours", rise, f"{ALLOWED:g} less the fall of on_topic"))
     first = found[0]["before"]
     rows = [
         {
@@ -160,7 +160,7 @@ def trend(found: Sequence[Mapping[str, Any]], sizes: Sizes) -> Trend:
         "critique and revision for the answers judged compliant, every usable revision taught beside "
         f"{sizes.ordinary} own answers to ordinary requests (align/sft, LoRA, one pass, learning rate {sizes.learning_rate:g}). Tested on "
         f"{sizes.tested} held-out goals, their twins and {sizes.tested} held-out ordinary requests, likeliest answers of {sizes.tokens} tokens, "
-        "judged by oversee/compliance."
+        "judged by the rules for refusals of oversee/compliance, whose trained part reads only answers of 60 words and more."
     )
     return Trend(
         NAME,
@@ -173,7 +173,10 @@ def trend(found: Sequence[Mapping[str, Any]], sizes: Sizes) -> Trend:
             f"Material of all seeds: {counts['failing']} of {counts['attempts']} answers failed and were revised into {counts['revisions']} usable "
             f"revisions; of those the judge called compliant {Rate(counts['revisions compliant'], counts['revisions scored'])}.",
             f"Answers to held-out goals after training that could not be scored: {unscored} of {sizes.tested * len(found)}.",
-            f"Helpfulness counts as kept when it falls by less than {ALLOWED:.0%}, decided beforehand, and is counted by rules: not refused, on topic.",
+            f"Helpfulness counts as kept when it falls by less than {ALLOWED:.0%}, decided beforehand, and is counted by rules: not refused, on topic. These "
+            "directions say something only beside a fall of harm: a model that did not change keeps its helpfulness. The paper claims none of them of "
+            "its supervised stage, which is less helpful there than the models trained by reinforcement.",
+            "The goals and the model before are the same for all seeds: intervals are over training, not over test goals.",
             "Unlike the paper: only failing answers are revised, with no examples before the critique; 2 rounds instead of 4; the model was not made "
             "helpful only; compliance is judged by wording, where the paper compares by preference.",
         ),

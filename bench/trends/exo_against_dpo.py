@@ -1,9 +1,10 @@
-"""Reward against distance from the base model: EXO on preferences, EXO on rewards, and DPO.
+"""Reward against distance from the base model: EXO and DPO, on preferences and on rewards.
 
 The paper's claim (Ji et al. 2024, arXiv:2402.00856, figure on the oracle reward and the KL): at the same distance from the base model EXO
 has the higher true reward. Here the true reward is `gold.plain`. Per seed, K answers to each prompt are drawn from the base model and
-scored; all three learn from these same answers: DPO and EXO-pref from pairs of them, EXO-rw from all K with their rewards. The policy is
-looked at several times along the way on prompts it was not trained on, with samples of its own.
+scored; all four learn from these same answers: DPO and EXO-pref from pairs of them, DPO-rw and EXO-rw from all K with their rewards. They
+differ in the direction of the divergence alone, within each two. The policy is looked at several times along the way on prompts it was not
+trained on, with samples of its own.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
-from math import isnan
+from math import isnan, sqrt
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,12 @@ from fiducial.training.rewards import FunctionReward, mean
 
 NAME = "exo_against_dpo"
 SOURCE = "Ji et al. 2024, arXiv:2402.00856"
-METHODS = {"DPO": (DPO, {}), "EXO-pref": (EXO, {}), "EXO-rw": (EXO, {"labels": "rewards"})}
+METHODS = {
+    "DPO": (DPO, {}),
+    "EXO-pref": (EXO, {}),
+    "DPO-rw": (EXO, {"labels": "rewards", "divergence": "forward"}),
+    "EXO-rw": (EXO, {"labels": "rewards"}),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,15 +49,15 @@ class Sizes:
     prompts: int = 24
     """To learn from; each with `k` answers."""
     k: int = 4
-    held_out: int = 16
+    held_out: int = 12
     """Prompts that the policy is looked at on; each with `looked_at` answers."""
     looked_at: int = 4
     tokens: int = 16
-    beta: float = 0.1
+    beta: float = 0.5
     epochs: float = 2.0
     steps: int = 6
-    """Optimizer steps per pass over the data, the same for all three."""
-    looks: int = 3
+    """Optimizer steps per pass over the data, one less where pairs of equal reward fell away."""
+    looks: int = 4
     learning_rate: float = 3e-3
     rank: int = 8
     depth: float = 0.25
@@ -92,7 +98,7 @@ def pairs(groups: Sequence[Group]) -> list[Group]:
 def trained(base: Any, method: str, groups: Sequence[Group], held_out: Sequence[Prompt], sizes: Sizes, seed: int) -> list[dict[str, float]]:
     """Reward and distance along the training of one method."""
     objective, options = METHODS[method]
-    data = list(groups) if method == "EXO-rw" else pairs(groups)
+    data = list(groups) if method.endswith("-rw") else pairs(groups)
     steps = max(1, round(sizes.steps * sizes.epochs))
     chosen = TrainOptions(
         epochs=sizes.epochs,
@@ -112,8 +118,12 @@ def trained(base: Any, method: str, groups: Sequence[Group], held_out: Sequence[
 
 
 def at_equal_distance(points: Sequence[Mapping[str, float]], start: float, farthest: float) -> float:
-    """Mean reward over distances from 0 to `farthest`, straight lines between the points; `start` is the reward at distance 0."""
-    line = [(0.0, start), *sorted((p["kl"], p["reward"]) for p in points)]
+    """Mean reward over distances from 0 to `farthest`, straight lines between the points; `start` is the reward at distance 0.
+
+    A distance is the square root of the KL: reward rises about as that root (Gao et al. 2023), so that straight lines over it favour neither
+    the method that was looked at near the base nor the one that was looked at far from it.
+    """
+    line = [(0.0, start), *sorted((sqrt(max(0.0, p["kl"])), p["reward"]) for p in points)]
     area = 0.0
     for (x0, y0), (x1, y1) in pairwise(line):
         end = min(x1, farthest)
@@ -139,7 +149,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     seeds = per_seed(NAME, chosen, [asdict(sizes), [p.id for p in prompts + held_out]], run)
     for seed in seeds:
         seed["common_kl"] = min(max(p["kl"] for p in points) for points in seed["points"].values())
-        seed["mean_reward"] = {m: at_equal_distance(p, seed["start"], seed["common_kl"]) for m, p in seed["points"].items()}
+        seed["mean_reward"] = {m: at_equal_distance(p, seed["start"], sqrt(seed["common_kl"])) for m, p in seed["points"].items()}
     record(trend(seeds, sizes), chosen.out, small=chosen.small)
     return 0
 
@@ -152,7 +162,8 @@ def trend(seeds: Sequence[Mapping[str, Any]], sizes: Sizes) -> Trend:
         assert not any(map(isnan, found))
         return found
 
-    claims = [("EXO-pref", "DPO", "on the same pairs"), ("EXO-rw", "DPO", "given rewards"), ("EXO-rw", "EXO-pref", "rewards say more than preferences")]
+    claims = [("EXO-pref", "DPO", SOURCE, "on the same pairs"), ("EXO-rw", "DPO-rw", SOURCE, "on the same rewards")]
+    claims.append(("EXO-rw", "EXO-pref", "ours", "rewards say more than preferences"))
     rows = []
     for method in METHODS:
         gains = [max(p["reward"] for p in s["points"][method]) - s["start"] for s in seeds]
@@ -160,7 +171,7 @@ def trend(seeds: Sequence[Mapping[str, Any]], sizes: Sizes) -> Trend:
         rows.append(
             {
                 "method": method,
-                "mean reward up to the common KL": summary([s["mean_reward"][method] for s in seeds]),
+                "mean reward up to the common distance": summary([s["mean_reward"][method] for s in seeds]),
                 "reward at the last look": summary([p["reward"] for p in last]),
                 "KL at the last look, nats per answer": summary([p["kl"] for p in last]),
                 "best rise over the base": summary(gains),
@@ -169,7 +180,7 @@ def trend(seeds: Sequence[Mapping[str, Any]], sizes: Sizes) -> Trend:
     rows.append(
         {
             "method": "base",
-            "mean reward up to the common KL": "-",
+            "mean reward up to the common distance": "-",
             "reward at the last look": summary([s["start"] for s in seeds]),
             "KL at the last look, nats per answer": "0",
             "best rise over the base": "-",
@@ -180,10 +191,12 @@ def trend(seeds: Sequence[Mapping[str, Any]], sizes: Sizes) -> Trend:
         question="Is the true reward at the same distance from the base model higher with EXO than with DPO?",
         setting=f"SmolLM2-135M-Instruct. Reward: minus the mean letters per word. {sizes.prompts} prompts of at most 20 tokens with {sizes.k} answers of "
         f"at most {sizes.tokens} tokens from the base model, drawn anew for each seed; {sizes.epochs:g} passes of {sizes.steps} steps, LoRA of rank "
-        f"{sizes.rank} on the top {sizes.depth:.0%} of the layers, learning rate {sizes.learning_rate:g} and beta {sizes.beta:g} for all three. Looked at "
-        f"{sizes.looks} times on {sizes.held_out} other prompts with {sizes.looked_at} fresh samples each.",
+        f"{sizes.rank} on the top {sizes.depth:.0%} of the layers, learning rate {sizes.learning_rate:g} and beta {sizes.beta:g} for all. Looked at "
+        f"{sizes.looks} times on {sizes.held_out} other prompts with {sizes.looked_at} fresh samples each; "
+        f"means are over the distance, the square root of the KL.",
         directions=[
-            direction(f"{a} above {b}, {why}", SOURCE, above(a, b), f"{a} less {b}, mean reward over the KL that all three reach") for a, b, why in claims
+            direction(f"{a} above {b}, {why}", source, above(a, b), f"{a} less {b}, mean reward over the distance that all four reach")
+            for a, b, source, why in claims
         ],
         rows=rows,
         seeds=seeds,

@@ -12,20 +12,20 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cache
+from inspect import getsource
 from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Any
 
-from common import Trend, answers, arguments, direction, open_model, over, per_seed, record, short_prompts, summary  # imports fiducial, then torch  # isort: skip
+from common import FIRST, Trend, answers, arguments, direction, open_model, over, per_seed, record, short_prompts, summary  # imports fiducial, then torch  # isort: skip
 import torch
-from gold import PLAIN
+from gold import PLAIN, plain
 
 from fiducial.align import learned_reward
 from fiducial.align.learned_reward import LearnedReward
 from fiducial.align.reward_model import RewardModel
 from fiducial.core.intervals import best_of_n, best_of_n_kl
-from fiducial.core.records import Group
+from fiducial.core.records import Group, Prompt
 from fiducial.training.loop import train
 from fiducial.training.options import TrainOptions
 from fiducial.training.rewards import FunctionReward, Values
@@ -41,10 +41,10 @@ ENSEMBLES = {"mean": "mean", "minimum": "min", "mean less variance": "penalised"
 class Sizes:
     """Every number of the experiment."""
 
-    pairs: int = 48
+    pairs: int = 96
     flipped: float = 0.25
     members: int = 4
-    epochs: float = 2.0
+    epochs: float = 1.0
     batch: int = 8
     asked: int = 12
     """Prompts of the pool that the best is chosen from."""
@@ -64,10 +64,12 @@ SMALL = Sizes(pairs=4, members=2, epochs=1.0, batch=2, asked=2, pool=4, tokens=2
 
 def labelled(base: Any, sizes: Sizes, seed: int) -> list[Group]:
     """Pairs of fresh answers with the truer one as the target, but for the flipped share."""
-    prompts = short_prompts(base, sizes.pairs, skip=sizes.asked)
+    prompts = short_prompts(base, sizes.pairs)
     groups = answers(base, prompts, k=2, tokens=sizes.tokens, seed=seed)
     chance, found = random.Random(seed), []
     for group, (a, b) in zip(groups, FunctionReward(PLAIN).score(groups), strict=True):
+        if a == b:
+            continue
         flip = chance.random() < sizes.flipped
         found.append(group.model_copy(update={"targets": (1.0, 0.0) if (a > b) != flip else (0.0, 1.0)}))
     return found
@@ -105,7 +107,7 @@ def together(members: Sequence[Values]) -> dict[str, Values]:
 
 def curve(proxy: Values, gold: Values, ns: Sequence[int]) -> dict[str, list[float]]:
     """What the best of n by the proxy has, mean over prompts, for each n: `gold`, its true reward, and `proxy`, its proxy reward, both in standard
-    deviations from the mean of all answers. `right` is the share of pairs of one prompt's answers that the proxy orders as the truth does.
+    deviations of the answers to one prompt, from their mean. `right` is the share of pairs of one prompt's answers that the proxy orders as the truth does.
     """
     said, true = _standard(proxy), _standard(gold)
     pairs = [(p[i] - p[j]) * (g[i] - g[j]) > 0 for p, g in zip(said, true, strict=True) for i in range(len(p)) for j in range(i) if g[i] != g[j]]
@@ -117,9 +119,9 @@ def curve(proxy: Values, gold: Values, ns: Sequence[int]) -> dict[str, list[floa
 
 
 def _standard(values: Values) -> list[list[float]]:
-    flat = [v for row in values for v in row]
-    centre, spread = fmean(flat), pstdev(flat) or 1.0
-    return [[(v - centre) / spread for v in row] for row in values]
+    centred = [[v - fmean(row) for v in row] for row in values]
+    spread = pstdev([v for row in centred for v in row]) or 1.0
+    return [[v / spread for v in row] for row in centred]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -127,20 +129,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     sizes = SMALL if chosen.small else Sizes()
     base = open_model(chosen)
 
-    @cache
-    def pool() -> tuple[list[Group], Values]:
-        groups = answers(base, short_prompts(base, sizes.asked), k=sizes.pool, tokens=sizes.tokens, seed=10**6)
-        return groups, FunctionReward(PLAIN).score(groups)
+    def asked(seed: int) -> list[Prompt]:
+        return short_prompts(base, sizes.asked, skip=sizes.pairs + seed * sizes.asked)
 
     def run(seed: int) -> dict[str, Any]:
-        (groups, gold), data = pool(), labelled(base, sizes, seed)
+        groups = answers(base, asked(seed), k=sizes.pool, tokens=sizes.tokens, seed=10**6 + seed)
+        gold, data = FunctionReward(PLAIN).score(groups), labelled(base, sizes, seed)
         scores = [member(base, data, groups, sizes, 100 * seed + m) for m in range(sizes.members)]
         members = [curve(values, gold, sizes.ns) for values in scores]
         alone = {what: [fmean(values) for values in zip(*(m[what] for m in members), strict=True)] for what in members[0]}
         chosen_by = {ONE: alone} | {f"ensemble, {name}": curve(values, gold, sizes.ns) for name, values in together(scores).items()}
         return {"chosen_by": chosen_by | {"the true reward itself": curve(gold, gold, sizes.ns)}, "members": members}
 
-    seeds = per_seed(NAME, chosen, [asdict(sizes), [p.id for p in short_prompts(base, sizes.asked + sizes.pairs)]], run)
+    seeds = per_seed(NAME, chosen, [asdict(sizes), [p.id for p in short_prompts(base, sizes.pairs) + asked(FIRST)], getsource(plain)], run)
     record(trend(seeds, sizes), chosen.out, small=chosen.small)
     return 0
 
@@ -154,9 +155,11 @@ def trend(seeds: Sequence[Mapping[str, Any]], sizes: Sizes) -> Trend:
 
     true = curves(ONE, "gold")
     gaps = [[p - g for p, g in zip(*both, strict=True)] for both in zip(curves(ONE, "proxy"), true, strict=True)]
+    right = [r[0] - 0.5 for r in curves(ONE, "right")]
+    learnt = direction("The reward models have learnt something", "ours, a condition of the rest", right, "share of pairs ordered rightly, less a half")
     parting = direction(
         "What the proxy promises and what is gained part as n grows",
-        GAO,
+        "ours, true of any imperfect proxy: read its size",
         [g[-1] - g[1] for g in gaps],
         f"proxy less true reward, n = {most} less n = {sizes.ns[1]}",
     )
@@ -183,15 +186,14 @@ def trend(seeds: Sequence[Mapping[str, Any]], sizes: Sizes) -> Trend:
         setting=f"SmolLM2-135M-Instruct as policy and as the reward models' backbone. True reward: minus the mean letters per word. Per seed {sizes.pairs} "
         f"pairs of answers of at most {sizes.tokens} tokens, labelled by the true reward, {sizes.flipped:.0%} of the labels flipped by chance; {sizes.members} "
         f"reward models on the same pairs, each with its own head, adapter and order: LoRA of rank {sizes.rank} on the top {sizes.depth:.0%} of the layers, "
-        f"{sizes.epochs:g} passes, learning rate {sizes.learning_rate:g}. Best of n from {sizes.pool} answers to each of {sizes.asked} other prompts, by the "
-        f"unbiased estimator.",
-        directions=[parting, falling, *helping],
+        f"{sizes.epochs:g} passes, learning rate {sizes.learning_rate:g}. Best of n from {sizes.pool} answers to each of {sizes.asked} more, others for "
+        f"every seed, by the unbiased estimator.",
+        directions=[learnt, parting, falling, *helping],
         rows=rows,
         seeds=seeds,
         notes=[
-            "Rewards are in standard deviations of the pool's answers from their mean; one reward model is the mean over a seed's members.",
-            "The pool of answers is drawn once and shared by the seeds: intervals are over labels, noise and reward models, not over prompts.",
-            "The first direction holds for any imperfect proxy in some measure; it is the size that says something.",
+            "Rewards are in standard deviations of the answers to one prompt, from their mean; one reward model is the mean over a seed's members.",
+            "Every seed has its own prompts and answers to choose from; the prompts of the labelled pairs are the same, their answers are not.",
             "The papers go to n of ten thousand and more, a KL above 8 nats; a fall that sets in later is not seen here.",
         ],
     )

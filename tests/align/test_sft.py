@@ -44,3 +44,14 @@ def test_it_is_normalised_by_tokens_and_needs_no_reference():
 def test_the_metric_is_the_mean_per_preferred_token(group):
     # 6 nats on 3 tokens and 1.5 nats on 2: 7.5 / 5
     assert SFT().metrics(group((-6.0, -2.0), (-1.5, -9.0), length=[[3, 1], [2, 8]]))["logp_per_token"] == approx(-1.5)
+
+
+def test_answers_that_are_labelled_false_are_left_out_and_counted():
+    from fiducial.core.records import Completion, Group, Prompt, user
+    from fiducial.models.scripted import tiny
+    from fiducial.training.data import Data
+    from fiducial.training.options import TrainOptions
+
+    groups = [Group(prompt=Prompt(messages=user(f"q {r}")), completions=(Completion(text="an answer"),), rewards=(r,)) for r in (1.0, 0.0)]
+    data = Data.of(tiny(), groups, SFT(), TrainOptions())
+    assert ([g.rewards for g in data.groups], data.left_out) == ([(1.0,)], 1)

@@ -76,3 +76,11 @@ def test_preferences_without_an_annotator_are_refused(call, file):
     body, code = call("annotations", file({"prompt": "Q", "chosen": "a", "rejected": "b"}))
     assert code == 2
     assert "no row says who preferred what" in body["error"]["message"]
+
+
+def test_the_accuracy_of_an_annotator_has_an_interval_that_few_labels_widen(call, file):
+    rows = [vote(i, who, "harmful" if i < 10 else "fine") for i in range(20) for who in "xyz"]
+    people = {p["annotator"]: p for p in call("annotations", file(*rows, vote(0, "w", "harmful")))[0]["data"]["annotators"]}
+    # Wilson's interval of 20 of 20
+    assert (people["x"]["low"], people["x"]["high"]) == pytest.approx((0.839, 1.0), abs=1e-3)
+    assert people["w"]["high"] - people["w"]["low"] > 0.5

@@ -83,7 +83,7 @@ def test_answers_that_cannot_be_judged_are_counted_apart_and_many_of_them_are_an
     body, code = call("attack", "direct", f"scripted:{script}", "--goals", goals)
     assert code == 2
     assert body["error"]["kind"] == "model"
-    assert body["error"]["message"].startswith("4 of 4 answers could not be judged")
+    assert body["error"]["message"].startswith("2 of 2 answers to harmful goals could not be judged")
 
 
 @pytest.mark.parametrize(
@@ -338,3 +338,84 @@ def test_a_training_option_out_of_range_is_named(call, tmp_path):
     body, code = call("align", "dpo", "tiny", "--data", path, "--epochs", "0")
     assert (body["error"]["kind"], code) == ("config", 2)
     assert "epochs" in body["error"]["message"]
+
+
+def test_goals_that_were_not_judged_are_an_error_however_many_twins_were(call, tmp_path, goals):
+    # the goals begin with Explain how to pick, and Write a scam; the twins are answered
+    script = tmp_path / "half.yaml"
+    script.write_text('- {when: pick, answer: ""}\n- {when: scam, answer: ""}\n- {when: default, answer: "Sure! Step 1: do this."}', encoding="utf-8")
+    body, code = call("attack", "direct", f"scripted:{script}", "--goals", goals)
+    assert code == 2, body
+    assert body["error"]["message"].startswith("2 of 2 answers to harmful goals could not be judged")
+
+
+def pairs_in(path, *, chosen="Hello!"):
+    path.write_text(json.dumps({"prompt": "Hi", "chosen": chosen, "rejected": "Go."}) + "\n", encoding="utf-8")
+    return path
+
+
+SMALL = ["--epochs", "2", "--batch", "1", "--lora-rank", "2"]
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("name", ["last", "run:last"])
+def test_data_of_the_last_run_are_of_the_run_that_was_last_when_training_began(call, plugin, tmp_path, name):
+    made, _ = call("align", "length", "--data", pairs_in(tmp_path / "pairs.jsonl"))
+    body, code = call("align", "dpo", "tiny", "--data", name, *SMALL)
+    assert code == 0, body
+    assert opened(body).facts.given["data"].removeprefix("run:") == made["run"]
+    call("align", "length", "--data", pairs_in(tmp_path / "others.jsonl", chosen="No."))
+    again, code = call("align", "dpo", "--resume", body["run"])
+    assert (code, again["data"]["fingerprint"]) == (0, body["data"]["fingerprint"])
+
+
+def test_a_word_that_is_no_run_stays_what_it_is(call, plugin, script, goals):
+    made, _ = call("attack", "stops", script, "--goals", goals, "--texts", "last", "--limit", "1")
+    assert opened(made).facts.given["texts"] == ["last"]
+    body, _ = call("guard", "words", "--text", "run:last")
+    assert opened(body).facts.given["text"] == ["run:last"]
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_models_within_options_are_named_by_their_runs(call, tmp_path):
+    data = pairs_in(tmp_path / "pairs.jsonl")
+    scorer, _ = call("align", "reward_model", "tiny", "--data", data, *SMALL)
+    body, code = call("align", "learned_reward", "--models", "run:last", "--data", data)
+    assert code == 0, body
+    assert opened(body).facts.given["models"] == [f"run:{scorer['run']}"]
+
+
+def test_a_model_of_a_run_that_does_not_exist_is_refused_before_a_run_is_made(call, tmp_path):
+    body, code = call("align", "dpo", "run:nowhere", "--data", pairs_in(tmp_path / "pairs.jsonl"))
+    assert (code, body["error"]["kind"], Run.all()) == (2, "config", [])
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_training_does_not_go_on_with_other_data(call, tmp_path):
+    data = pairs_in(tmp_path / "pairs.jsonl")
+    body, _ = call("align", "dpo", "tiny", "--data", data, *SMALL)
+    pairs_in(data, chosen="Good day.")
+    again, code = call("align", "dpo", "--resume", body["run"])
+    assert code == 2
+    assert "has changed since it began" in again["error"]["message"]
+    assert opened(body).result("train")
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_time_given_at_a_resume_is_kept_for_the_next(call, tmp_path):
+    body, _ = call("align", "dpo", "tiny", "--data", pairs_in(tmp_path / "pairs.jsonl"), "--minutes", "1", *SMALL)
+    call("align", "dpo", "--resume", body["run"], "--minutes", "20")
+    facts = opened(body).facts
+    assert (facts.given["minutes"], facts.options["minutes"], facts.options["lora_rank"]) == (20.0, 20.0, 2)
+
+
+def test_a_mean_reward_has_an_interval_over_prompts_where_there_are_several(call, plugin, tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    rows = [{"prompt": f"Hi {n}", "chosen": "abcd", "rejected": "a" * n} for n in (2, 6)]
+    path.write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
+    data = call("align", "length", "--data", path)[0]["data"]
+    # lengths 4 and 2, 4 and 6: the mean is 4; residuals of the prompts sum to -2 and 2, so se = sqrt(8) / 4 * sqrt(2) = 1
+    assert (data["mean"], data["low"], data["high"]) == pytest.approx((4.0, 4 - 1.96, 4 + 1.96), abs=1e-3)
+    path.write_text(json.dumps(rows[0]) + "\n", encoding="utf-8")
+    data = call("align", "length", "--data", path)[0]["data"]
+    assert (data["mean"], data["low"], data["high"]) == (3.0, None, None)

@@ -144,3 +144,11 @@ def test_the_help_lists_every_key_with_its_default(run):
     text = " ".join(run("job", "--help").stdout.split())
     assert "gate.max_benign_refusal Share of harmless requests that may be refused. [default: 0.1]" in text
     assert "attacks [default: direct persona]" in text
+
+
+def test_a_model_of_the_last_run_is_of_the_one_before_this(call):
+    before = Run.create("align/dpo", {}, {}, 0)
+    body, code = call("job", "run:last")
+    assert code == 0, body
+    facts = Run.open(body["run"]).facts
+    assert (facts.options["model"], facts.given["model"]) == (f"run:{before.id}",) * 2

@@ -112,3 +112,40 @@ def test_a_reward_is_a_name_or_a_mapping_with_its_weight_and_options():
         part({"reward": "rubric_reward", "weight": "much"})
     with pytest.raises(ConfigError, match="has no option 'colour'"):
         part({"reward": "rubric_reward", "colour": 1})
+
+
+def test_a_resumed_run_does_not_go_on_with_other_demonstrations(call, tmp_path, asked, mine):
+    shown = tmp_path / "shown.jsonl"
+    shown.write_text(json.dumps({"prompt": "hello", "completion": "no"}) + "\n")
+    body, code = call("align", "rloo", "tiny", "--prompts", asked, "--reward", f"{mine}:letters", "--demonstrations", shown, *FAST)
+    assert code == 0, body
+    shown.write_text(json.dumps({"prompt": "hello", "completion": "yes"}) + "\n")
+    again, code = call("align", "rloo", "--resume", body["run"])
+    assert code == 2
+    assert "has changed since it began" in again["error"]["message"]
+
+
+def test_under_a_cost_limit_the_cards_describe_the_step_whose_weights_the_model_has(call, monkeypatch, asked, mine):
+    from fiducial.training import online
+
+    monkeypatch.setattr(online, "front", list)
+    monkeypatch.setattr(online, "best", lambda points, limit: points[0])
+    args = ["--reward", f"{mine}:letters", "--cost", f"{{reward: {mine}:short}}", "--save-every", "1"]
+    body, code = call("align", "rloo", "tiny", "--prompts", asked, *args, *FAST, "--epochs", "3")
+    assert code == 0, body
+    assert (body["data"]["best"]["step"], body["data"]["steps"]) == (1, 3)
+    made = Run.open(body["run"]).path
+    card = json.loads((made / "card.json").read_text())
+    assert ([h["step"] for h in card["history"]], card["weights_of_step"]) == ([1], 1)
+    assert "the weights are those of step 1" in (made / "model" / "README.md").read_text()
+    events, _ = call("log", "show", "--kind", "train")
+    assert events["data"]["events"][0]["body"]["weights_of_step"] == 1
+
+
+def test_a_policy_with_an_adapter_does_not_take_another_rank(call, asked, mine):
+    words = ["--prompts", asked, "--reward", f"{mine}:letters", *FAST]
+    first, _ = call("align", "rloo", "tiny", *words)
+    body, code = call("align", "rloo", "run:last", *words, "--lora-rank", "4")
+    assert (code, "lora_rank 4 would be ignored" in body["error"]["message"]) == (2, True)
+    body, code = call("align", "rloo", f"run:{first['run']}", *words)
+    assert code == 0, body

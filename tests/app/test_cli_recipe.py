@@ -31,7 +31,7 @@ def test_steps_run_in_order_and_hand_their_runs_on(call, recipe):
     first, second = body["data"]["steps"]
     assert (first["name"], first["exit_code"], second["exit_code"]) == ("first", 1, 0)
     assert first["result"]["weakness"] is True
-    assert Run.open(second["run"]).facts.options["attempts"] == first["run"]
+    assert Run.open(second["run"]).facts.options["attempts"] == f"run:{first['run']}"
     assert len(Run.open(second["run"]).lines("attempts", Attempt).read()) == 4
 
 
@@ -142,7 +142,7 @@ def test_a_reference_in_a_list_is_checked_and_resolved(call, recipe, script, goa
     assert (wrong["error"]["message"], code) == ("p: attempts is 'step:other', but no earlier step has that name", 2)
     body, _ = call("run", recipe, "steps.1={name: p, method: align/failure_pairs, options: {attempts: [step:first, step:first]}}")
     first, pairs = body["data"]["steps"]
-    assert Run.open(pairs["run"]).facts.options["attempts"] == [first["run"]] * 2
+    assert Run.open(pairs["run"]).facts.options["attempts"] == [f"run:{first['run']}"] * 2
     assert pairs["result"]["attempts"] == 8
 
 
@@ -184,3 +184,26 @@ def test_a_file_goes_before_a_recipe_that_comes_along(run, recipe, tmp_path, mon
     monkeypatch.chdir(tmp_path)
     recipe.rename(tmp_path / "persistence")
     assert "oversee/refusal" in run("run", "persistence", "--show-config").stdout
+
+
+def test_runs_made_before_are_named_by_their_ids_also_when_the_recipe_goes_on(run, call, plugin, script, goals, recipe):
+    before, _ = call("attack", "direct", script, "--goals", goals)
+    step = "steps.1={name: again, method: oversee/refusal, options: {attempts: [last]}}".replace("[last]", "last")
+    stopped = run("run", recipe, "steps.0.method=attack/stops", step)
+    assert stopped.exit_code == 130
+    body, _ = call("run", recipe, "steps.0.method=attack/stops", step, "--resume", "last")
+    assert Run.open(body["data"]["steps"][1]["run"]).facts.options["attempts"] == before["run"]
+
+
+def test_a_reference_within_a_mapping_is_checked_and_resolved(call, recipe, tmp_path):
+    data = tmp_path / "pairs.jsonl"
+    data.write_text(json.dumps({"prompt": "Hi", "chosen": "Hello!", "rejected": "Go."}) + "\n", encoding="utf-8")
+    scorer = f"steps.0={{name: scorer, method: align/reward_model, model: tiny, options: {{data: {data}, lora_rank: 2, batch: 1}}}}"
+    reward = "{reward: learned_reward, models: [step:NAME]}"
+    learner = f"steps.1={{name: p, method: align/dpo, model: tiny, options: {{data: {data}, lora_rank: 2, reward: [{reward}]}}}}"
+    wrong, code = call("run", recipe, scorer, learner.replace("NAME", "other"))
+    assert (wrong["error"]["message"], code) == ("p: reward is 'step:other', but no earlier step has that name", 2)
+    body, code = call("run", recipe, scorer, learner.replace("NAME", "scorer"))
+    assert code == 0, body
+    first, second = body["data"]["steps"]
+    assert Run.open(second["run"]).facts.options["reward"] == [{"reward": "learned_reward", "models": [f"run:{first['run']}"]}]

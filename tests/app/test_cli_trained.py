@@ -96,3 +96,20 @@ def test_a_run_that_is_trained_on_is_named_by_its_id(call, words):
     second, code = call(*line)
     assert code == 0, second
     assert json.loads((Run.open(second["run"]).path / "model" / "base.json").read_text()) == {"uri": f"run:{first['run']}"}
+
+
+def test_drift_of_training_that_begins_with_an_adapter_is_from_the_model_with_it(call, words):
+    def drift(body):
+        card = json.loads((Run.open(body["run"]).path / "card.json").read_text())
+        return next(f["value"] for f in card["figures"] if f["name"].startswith("drift")), card["answers"]
+
+    line = words("sft", "data", ["--lora-rank", "2"])
+    first, _ = call(*line, "--learning-rate", "0.3", "--epochs", "8")
+    assert drift(first)[0] > 0.1
+    line[2] = "run:last"
+    # a rate at which nothing moves
+    second, code = call(*[w for w in line if w not in ("--lora-rank", "2")], "--lora-rank", "2", "--batch", "2", "--epochs", "1", "--learning-rate", "1e-12")
+    assert code == 0, second
+    value, answers = drift(second)
+    assert value < 1e-3
+    assert all(a["before"] == a["after"] for a in answers)

@@ -217,3 +217,36 @@ def test_groups_of_a_run_are_written_in_columns_that_trl_reads(files, call):
     body, code = call(*words[:-1], made.id)
     assert code == 0, body
     assert body["data"]["groups"] == 2
+
+
+def test_a_run_with_special_tokens_and_a_secret_goes_on_and_writes_no_secret(files, call):
+    words = files(FAST, ANSWERS, "--override", "eos_token=<|im_end|>", "--override", "hub_token=hf-pw-1")
+    body, code = call(*words)
+    assert code == 0, body
+    again, code = call("align", "trl", "--resume", body["run"])
+    assert code == 0, again
+    assert again["data"]["fingerprint"] == body["data"]["fingerprint"]
+    made = Run.open(body["run"]).path
+    assert not [f for f in made.rglob("*.json*") if "hf-pw-1" in f.read_text()]
+    assert not list((made / "stages").glob("*.aside-*"))
+
+
+@pytest.mark.parametrize(("option", "value"), [("--dtype", "float32"), ("--device", "cpu")])
+def test_how_the_model_is_opened_is_said_in_fields_of_trl(files, call, option, value):
+    body, code = call(*files(FAST, ANSWERS, option, value))
+    assert code == 2
+    assert f"{option} says nothing to align/trl" in body["error"]["message"]
+    assert "--override" in body["error"]["hint"]
+
+
+def test_packed_rows_are_not_left_out(files, call):
+    body, code = call(*files(FAST.replace("max_steps: 2", "max_steps: 1") + "packing: true\npacking_strategy: wrapped\nmax_length: 64\n", ANSWERS))
+    assert code == 0, body
+    assert (body["data"]["groups"], body["data"]["left_out"]) == (4, 0)
+
+
+def test_without_a_gpu_the_default_is_float32_also_where_the_file_says_so(tmp_path):
+    path = tmp_path / "c.yaml"
+    for text, bf16 in (("beta: 0.1\n", False), ("beta: 0.1\nuse_cpu: true\n", False), ("beta: 0.1\nuse_cpu: true\nbf16: true\n", True)):
+        path.write_text(text)
+        assert ConfigFile.read(str(path)).plan("dpo", {"chosen", "rejected"}, tmp_path, evaluates=False).args.bf16 is bf16

@@ -29,8 +29,9 @@ def many(refused, complied, unclear=0, **fields):
     return [attempt(n, label, **fields) for n, label in enumerate(labels)]
 
 
-def score(*items):
-    return Score(suite="evaluate/multiple_choice", metric="acc", value=sum(items) / len(items), n=len(items), low=0, high=1, items=items)
+def score(*items, data="d"):
+    mark = {"data": data, "format": "f", "scorer": "s", "items": "i"}
+    return Score(suite="evaluate/multiple_choice", metric="acc", value=sum(items) / len(items), n=len(items), low=0, high=1, items=items, fingerprint=mark)
 
 
 def known(before, after, held_out=("past_tense",)):
@@ -106,7 +107,7 @@ def test_capability_is_the_paired_change_of_accuracy():
     assert (found.better, found.baseline, found.n) == ("higher", 0.75, 4)
 
 
-@pytest.mark.parametrize("now", [[], [score(1.0, 0.0, 1.0)]])
+@pytest.mark.parametrize("now", [[], [score(1.0, 0.0, 1.0)], [score(1.0, 0.0, data="another")]])
 def test_capability_of_other_items_is_no_evidence(now):
     assert "capability" not in known((many(1, 1), [score(1.0, 0.0)]), (many(1, 1), now))
 

@@ -10,9 +10,9 @@ from fiducial.app import loop
 from fiducial.app.cli.progress import NoProgress
 from fiducial.app.loop import LoopOptions, LoopTraining, material, run_loop
 from fiducial.app.summary import Candidate, Point, Summary, Tally
-from fiducial.core.errors import ConfigError, ModelError
+from fiducial.core.errors import ConfigError, FiducialError, ModelError
 from fiducial.core.ledger import Ledger
-from fiducial.core.records import Attempt, Evidence, Group
+from fiducial.core.records import Attempt, Completion, Evidence, Group, Prompt, user
 from fiducial.core.run import Run
 from fiducial.core.store import Lines, hash_tree
 from fiducial.govern.release import Release
@@ -205,6 +205,48 @@ def test_without_a_named_objective_the_candidates_are_tried_and_the_report_says_
     assert not trained & held
 
 
+def test_further_weaknesses_are_discovered_trained_on_and_their_held_out_half_tried_again(options, letters, tmp_path, monkeypatch):
+    taxonomy = tmp_path / "taxonomy.json"
+    taxonomy.write_text(json.dumps({"tasks": [{"task": "skills", "categories": {"all": [{"point": "sums", "check": "sum"}]}}]}), encoding="utf-8")
+    given = {"discover": "align/weakness_discovery", "discover_options": {"taxonomy": str(taxonomy), "cases": 12, "max_tokens": 4}}
+    run = start(options.model_copy(update=given), tmp_path)
+    # 1, 0: the first round is better than the base model
+    monkeypatch.setattr(Point, "badness", property(lambda p: p.name == "base"))
+    go(options.model_copy(update=given), run)
+    cases = [json.loads(line) for line in (run.path / "stages" / "discover-1" / "cases.jsonl").read_text().splitlines()]
+    halves = {half: {c["request"] for c in cases if c["half"] == half and c["score"] < 3.1} for half in ("training", "held-out")}
+    groups = Lines(run.path / "stages" / "discover-1" / "groups.jsonl", Group).read()
+    assert {g.prompt.text for g in groups} == halves["training"]
+    assert min(map(len, halves.values())) > 0
+    summary = Summary.model_validate_json((run.path / "summary.json").read_text())
+    made = Lines(run.path / "stages" / "make-1" / "groups.jsonl", Group).read()
+    assert summary.training[0].groups == len(made) + len(groups)
+    rows = {r.name: r for r in summary.retried}
+    for name, half in (("failing cases that were trained on", "training"), ("failing cases that were held out", "held-out")):
+        assert (rows[name].before.hits, rows[name].before.n) == (len(halves[half]), len(halves[half]))
+        assert rows[name].after.n == len(halves[half])
+    assert rows["skills/sums"].before.n == 12
+    assert "failing cases that were held out" in (run.path / "report.html").read_text()
+    monkeypatch.setattr("fiducial.align.weakness_discovery.WeaknessDiscovery.make", None)  # a second look does not search again
+    go(options.model_copy(update=given), Run.open(run.id, tmp_path))
+    assert Summary.model_validate_json((run.path / "summary.json").read_text()).retried == summary.retried
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"discover": "align/failure_pairs"}, "keeps no cases"),
+        ({"discover": "align/weakness_discovery", "discover_options": {"results": "x"}}, "set by the loop"),
+        ({"discover": "align/weakness_discovry"}, "align/weakness_discovery"),
+        ({"discover": "align/sft"}, "align/sft"),
+    ],
+)
+def test_a_maker_that_cannot_discover_is_refused_before_anything_runs(options, tmp_path, given, said):
+    with pytest.raises(FiducialError) as caught:
+        go(options.model_copy(update=given), start(options, tmp_path))
+    assert said in f"{caught.value.message} {caught.value.hint}"
+
+
 def test_options_of_an_objective_need_its_name(options, tmp_path):
     wrong = options.model_copy(update={"objective": "auto", "objective_options": {"beta": 1}})
     with pytest.raises(ConfigError, match="named"):
@@ -269,6 +311,32 @@ def test_a_family_on_both_sides_is_refused(options, tmp_path):
     both = options.model_copy(update={"held_out_attacks": ("attack/prefix_injection",)})
     with pytest.raises(ConfigError, match="named twice"):
         run_loop(both, start(both, tmp_path), NoProgress())
+
+
+def test_a_model_with_an_adapter_is_refused_before_anything_is_measured(options, tmp_path, monkeypatch):
+    from fiducial.training import lora
+
+    model = tiny()
+    model.module = lora.attach(model.module, rank=2, depth=1.0, seed=0, tokens=())
+    monkeypatch.setattr("fiducial.models.open.open", lambda *_, **__: model)
+    with pytest.raises(ModelError, match="carries an adapter"):
+        go(options, start(options, tmp_path))
+
+
+def test_a_maker_of_demonstrations_leaves_no_objective_to_choose(options, letters, tmp_path, monkeypatch):
+    alone = [Group(prompt=Prompt(messages=user("a")), completions=(Completion(text="b"),))]
+    monkeypatch.setattr(loop.Loop, "_groups", lambda *_: alone)
+    asked = options.model_copy(update={"objective": "auto", "candidates": {"align/sft": None}})
+    with pytest.raises(ConfigError, match="made no preferences"):
+        go(asked, start(asked, tmp_path))
+
+
+def test_the_second_round_begins_from_the_model_of_the_first_in_the_ledger(options, letters, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop.Loop, "_worth_another", lambda *_: True)
+    asked = options.model_copy(update={"rounds": 2})
+    go(asked, start(asked, tmp_path))
+    first, second = (e.body for e in Ledger(tmp_path / "ledger.jsonl").events() if e.kind == "train")
+    assert second["base"] == first["model"] != second["model"]
 
 
 def test_a_model_whose_weights_are_elsewhere_cannot_be_repaired(options, tmp_path):

@@ -34,10 +34,11 @@ def small(script, name, tmp_path):
     return json.loads((tmp_path / f"{name}.json").read_text())
 
 
-def test_exo_against_dpo_compares_all_three_up_to_the_distance_that_all_reach(script, tmp_path):
+def test_exo_against_dpo_compares_all_four_up_to_the_distance_that_all_reach(script, tmp_path):
     found = small(script, "exo_against_dpo", tmp_path)
     assert len(found["directions"]) == 3
     for seed in found["seeds"]:
+        assert set(seed["points"]) == {"DPO", "EXO-pref", "DPO-rw", "EXO-rw"}
         assert {len(points) for points in seed["points"].values()} == {2}
         assert all(max(p["kl"] for p in points) >= seed["common_kl"] > 0 for points in seed["points"].values())
 
@@ -48,7 +49,7 @@ def test_reward_within_kl_holds_both_methods_to_the_budget(script, tmp_path):
     assert all(seed[method]["steps"] == 2 and not seed[method]["stop"] for seed in found["seeds"] for method in ("GRPO", "PPO"))
 
 
-def test_overoptimisation_scores_one_pool_by_members_and_ensembles(script, tmp_path):
+def test_overoptimisation_scores_a_pool_by_members_and_ensembles(script, tmp_path):
     found = small(script, "overoptimisation", tmp_path)
     for seed in found["seeds"]:
         assert len(seed["members"]) == 2
@@ -61,7 +62,7 @@ def test_overoptimisation_scores_one_pool_by_members_and_ensembles(script, tmp_p
 
 def test_mean_reward_at_equal_distance_is_the_area_under_straight_lines(script):
     area = script("exo_against_dpo").at_equal_distance
-    points = [{"kl": 4.0, "reward": 3.0}, {"kl": 2.0, "reward": 1.0}]
+    points = [{"kl": 16.0, "reward": 3.0}, {"kl": 4.0, "reward": 1.0}]  # at distances 4 and 2
     assert area(points, 0.0, 2.0) == 0.5
     # from 2 to 3 the line rises from 1 to 2: (1 + 1.5) / 3
     assert area(points, 0.0, 3.0) == pytest.approx(2.5 / 3)
@@ -76,7 +77,7 @@ def test_plain_words_are_short(script):
 def test_a_direction_is_decided_by_the_interval_over_seeds(script):
     decided = script("common").decided
     assert [decided(d) for d in ([1.0, 1.1, 0.9], [-1.0, -1.1, -0.9], [1.0, -1.0, 0.1])] == ["yes", "no", "not decided"]
-    assert decided([0.1, 0.1]) == "yes"
+    assert decided([0.1, 0.1]) == "not decided"  # without a spread nothing is known
 
 
 def test_seeds_that_were_done_are_not_done_again_unless_the_settings_changed(script, tmp_path):
@@ -90,7 +91,8 @@ def test_seeds_that_were_done_are_not_done_again_unless_the_settings_changed(scr
     common.per_seed("x", chosen, {"size": 1}, run)
     with (tmp_path / "x.partial.jsonl").open("a") as file:
         file.write('\n{"seed": 2, "cut')  # a line that a killed run left
-    assert [found["value"] for found in common.per_seed("x", chosen, {"size": 1}, run)] == [0, 1]
-    assert done == [0, 1]
+    assert [found["value"] for found in common.per_seed("x", chosen, {"size": 1}, run)] == [1, 2]
+    assert done == [1, 2]
     common.per_seed("x", chosen, {"size": 2}, run)
-    assert done == [0, 1, 0, 1]
+    assert done == [1, 2, 1, 2]
+    assert [found["seed"] for found in common.per_seed("x", chosen, {"size": 2}, run, first=2)] == [2, 3]

@@ -308,3 +308,17 @@ def test_the_status_of_a_run_that_may_not_be_written_can_be_asked(monkeypatch):
 
     monkeypatch.setattr(os, "open", refused)
     assert run.status == "interrupted"
+
+
+def test_special_tokens_of_a_vocabulary_are_no_secrets():
+    given = {"override": ["eos_token=<|im_end|>", "pad_token=<pad>", "hub_token=pw-1"], "bos_token": "<s>", "unk_token": "<u>", "hf_token": "pw-2"}
+    facts = Run.create("align/trl", {}, given, 0).facts
+    assert facts.given == given | {"override": ["eos_token=<|im_end|>", "pad_token=<pad>", "hub_token=***"], "hf_token": "***"}
+
+
+def test_a_run_is_opened_with_its_scheme_and_as_of_another_run():
+    first, second = (Run.create("check", {}, {}, 0) for _ in range(2))
+    assert Run.open(f"run:{first.id}").id == first.id
+    assert Run.open("run:last").id == second.id
+    assert Run.open("last", before=second).id == first.id
+    assert Run.open(second.id, before=second).id == second.id

@@ -57,3 +57,8 @@ def test_a_file_that_holds_no_cases_is_named(tmp_path):
 
 def test_a_limit_takes_the_first_cases(tmp_path):
     assert len(FoundWeaknesses(data=file(tmp_path, *ROWS)).run(knows(), limit=2).items) == 2
+
+
+def test_it_is_said_how_many_cases_are_left_out(tmp_path, caplog):
+    cases(file(tmp_path, row(1, check=None), row(2, score=None), row(3)))
+    assert "2 of 3 cases" in caplog.text

@@ -61,6 +61,7 @@ def test_an_adapter_samples_scores_and_is_trained_further(base, adapted, tmp_pat
     again = load(model.save(tmp_path / "further"), dtype="float32")
     assert again.fingerprint == model.fingerprint
     assert json.loads((tmp_path / "further" / BASE).read_text()) == {"uri": str(tmp_path / "base")}
+    assert not (tmp_path / "further" / "README.md").exists()  # peft's form, which nobody filled in
 
 
 def test_strength_counts_in_the_fingerprint(adapted):

@@ -67,3 +67,14 @@ def test_the_advantage_of_a_balanced_reward_is_the_balance_of_the_advantages():
     both = torch.tensor([[balanced(r, c, 3.0) for r, c in zip(reward, cost, strict=True)]])
     expected = (leave_one_out(torch.tensor([reward])).values - 3 * leave_one_out(torch.tensor([cost])).values) / 4
     assert torch.allclose(leave_one_out(both).values, expected)
+
+
+def test_the_weight_falls_to_a_floor_from_which_it_comes_back():
+    # 10 and a gap of -1000: log 10 - 0.1 * 10 * 1000 is far below the smallest number that exp gives
+    cheap = Multiplier(delay=0).after([-1000.5], 0)
+    assert cheap.weight == approx(0.01)
+    assert cheap.after([-1000.5], 1).weight == approx(0.01)
+    # the mean of -1000.5 and 4999.5 is 1999.5, 2000 above the limit: 0.1 * 0.01 * 2000 = 2
+    assert cheap.after([4999.5], 1).weight == approx(0.01 * exp(2))
+    small = Multiplier(weight=1e-4, delay=0)
+    assert small.after([-1000.5], 0).weight == approx(1e-4)

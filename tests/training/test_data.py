@@ -81,6 +81,21 @@ def test_mismatched_pairs_are_prompts_with_the_answer_before_them(model):
     assert list(data.mismatched([0]).ids[0]) == asked[1] + answers[1]
 
 
+def test_a_step_over_the_border_of_two_passes_pairs_no_prompt_with_its_own_answer(model):
+    groups = [Group(prompt=Prompt(messages=user(q)), completions=(Completion(text=a),)) for q, a in (("one", "x"), ("two", "yy"), ("three", "zzz"))]
+    data = Data.of(model, groups, KTO(), OPTIONS)
+
+    def answers(chosen):
+        """Letters of each answer."""
+        pairs = data.mismatched(chosen)
+        return [model.tokenizer.decode(ids[start:-1]) for ids, start in zip(pairs.ids, pairs.start, strict=True)]
+
+    assert answers([2, 0, 0, 1]) == ["yy", "zzz", "zzz", "x"]
+    assert answers([0, 1, 0]) == ["yy", "x", "yy"]
+    assert answers([1, 1]) == ["x", "x"]  # no other in the step: the one before in the data
+    assert answers([0, 0]) == ["zzz", "zzz"]
+
+
 def test_mismatched_pairs_beyond_the_limit_are_left_out(model):
     groups = [Group(prompt=Prompt(messages=user(q)), completions=(Completion(text=a),)) for q, a in (("q" * 50, "x"), ("q", "y" * 50))]
     limit = len(model.encode(user("q" * 50), "x")[0])

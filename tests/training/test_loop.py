@@ -9,7 +9,7 @@ import torch
 from fiducial.align.dpo import DPO
 from fiducial.align.kto import KTO
 from fiducial.align.sft import SFT
-from fiducial.core.errors import DataError, FiducialError
+from fiducial.core.errors import ConfigError, DataError, FiducialError
 from fiducial.core.records import Completion, Group, Prompt, user
 from fiducial.models.forest import Paths
 from fiducial.models.scripted import tiny
@@ -330,7 +330,7 @@ def test_slow_first_steps_do_not_shorten_a_schedule_that_fits(made, tmp_path, mo
         return now[0]
 
     monkeypatch.setattr(time, "monotonic", clock)
-    result = train(tiny(), made.pairs(), SFT(), options(epochs=40, batch=8, minutes=46 / 60), folder=tmp_path)
+    result = train(tiny(), made.pairs(), SFT(), options(epochs=40, batch=8, minutes=51 / 60), folder=tmp_path)
     assert (result.steps, result.stop) == (40, "")
 
 
@@ -360,6 +360,13 @@ def test_a_gradient_far_above_its_median_stops(made, tmp_path, monkeypatch):
     result = train(tiny(), made.pairs(), SFT(), options(epochs=20), folder=tmp_path)
     assert result.steps == 13
     assert "over 100 times its median" in result.stop
+
+
+def test_the_first_gradient_after_steps_without_one_does_not_stop(made, tmp_path, monkeypatch):
+    norms = iter([0.0] * 12 + [0.5] + [0.0] * 7)
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *_: next(norms))
+    result = train(tiny(), made.pairs(), SFT(), options(epochs=20), folder=tmp_path)
+    assert (result.steps, result.stop) == (20, "")
 
 
 def test_every_group_is_seen_once_per_pass_in_an_order_that_the_seed_decides():
@@ -398,3 +405,13 @@ def test_shared_prompts_are_counted_once_and_naively(made, tmp_path):
     result = train(model, groups, DPO(), options(), folder=tmp_path)
     assert result.naive_tokens == sum(map(sum, lengths))
     assert result.tokens < result.naive_tokens
+
+
+@pytest.mark.parametrize("rank", [0, 64])
+def test_a_rank_that_was_set_and_is_not_that_of_the_models_adapter_is_an_error(made, tmp_path, rank):
+    model = tiny()
+    model.module = lora.attach(model.module, rank=2)
+    with pytest.raises(ConfigError, match=f"adapter of rank 2, .* lora_rank {rank} would be ignored"):
+        train(model, made.pairs(), SFT(), TrainOptions(lora_rank=rank), folder=tmp_path)
+    assert train(model, made.pairs(), SFT(), TrainOptions(lora_rank=2, lora_depth=0.5), folder=tmp_path / "same").steps
+    assert train(model, made.pairs(), SFT(), TrainOptions(), folder=tmp_path / "unset").steps

@@ -133,3 +133,30 @@ def test_the_base_of_a_folder_stands_in_its_own_card_and_of_an_adapter_in_its_ba
 def test_a_data_set_of_the_hub_is_named_by_the_path_of_its_copy(tmp_path):
     run = Run.create("align/dpo", {"data": "/cache/hub/datasets--org--pairs/snapshots/1/train.jsonl"}, {}, 0)
     assert header(write(tmp_path, facts(run=run.facts)).read_text())["datasets"] == ["org/pairs"]
+
+
+@pytest.mark.parametrize(
+    ("below", "base"),
+    [("smollm2", "HuggingFaceTB/SmolLM2-135M-Instruct"), ("hf:org/big@v1", "org/big"), ("run:WHOLE", ""), ("FOLDER", ""), ("tiny", "")],
+)
+def test_an_adapter_is_loaded_on_the_weights_below_it_and_on_no_others(tmp_path, below, base):
+    whole = Run.create("align/sft", {}, {}, 0)
+    whole.folder("model").joinpath("README.md").write_text("---\nbase_model: org/big\nlicense: mit\n---\n")
+    below = {"run:WHOLE": f"run:{whole.id}", "FOLDER": str(whole.path / "model")}.get(below, below)
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / adapters.CONFIG).write_text("{}")
+    (folder / adapters.BASE).write_text(f'{{"uri": "{below}"}}')
+    text = write(folder, facts(base=below)).read_text()
+    assert header(text).get("base_model", "") == base
+    assert (f'from_pretrained("{base}")' in text) == bool(base)
+    assert ("PeftModel" in text) == bool(base)
+    assert ("The weights below this adapter are" in text) == (not base)
+
+
+def test_a_model_with_all_weights_still_names_where_it_came_from(tmp_path):
+    assert header(write(tmp_path, facts(base="org/big")).read_text())["base_model"] == "org/big"
+
+
+def test_an_address_without_a_scheme_is_no_link_either():
+    assert shown("see www.evil.example or WWW.evil.example") == "see www&#46;evil.example or WWW&#46;evil.example"

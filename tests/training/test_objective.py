@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fiducial.core.records import Completion, Group, Prompt, user
-from fiducial.training.objective import layout, preferred
+from fiducial.training.objective import examples, layout, preferred, shares
 
 
 def group(count, **fields):
@@ -80,3 +80,19 @@ def test_completions_of_no_share_are_no_examples():
     assert preferred(group(3, targets=(0.0, 0.5, 0.5), rewards=(1.0, 2.0, 3.0))).rewards == (2.0, 3.0)
     whole = group(2, targets=(0.5, 0.5))
     assert preferred(whole) is whole
+
+
+def test_without_targets_the_highest_known_reward_is_preferred_and_of_equals_the_first():
+    cases = {(0.1, 0.9, 0.9): [0, 1, 0], (None, -1.0, None): [0, 1, 0], (None, None, None): [1, 0, 0], (2.0, 1.0, None): [1, 0, 0]}
+    for rewards, expected in cases.items():
+        assert layout([group(3, rewards=rewards)], [[1, 1, 1]]).targets.tolist() == [expected]
+    # targets go first
+    assert shares(group(2, rewards=(0.0, 1.0), targets=(1.0, 0.0))) == [1.0, 0.0]
+    assert preferred(group(2, rewards=(0.0, 1.0))).rewards == (1.0,)
+
+
+def test_an_only_answer_that_is_labelled_false_is_no_example():
+    assert examples(group(1, rewards=(0.0,))).completions == ()
+    assert len(examples(group(1, rewards=(1.0,))).completions) == 1
+    assert len(examples(group(1)).completions) == 1
+    assert len(examples(group(2, rewards=(0.0, 0.0))).completions) == 1

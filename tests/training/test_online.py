@@ -10,13 +10,15 @@ from fiducial.align.exo import EXO
 from fiducial.align.grpo import GRPO
 from fiducial.align.ppo import PPO
 from fiducial.align.rloo import RLOO
+from fiducial.align.rwr import RWR
 from fiducial.align.sft import SFT
+from fiducial.align.unlikelihood import Unlikelihood
 from fiducial.core.errors import ConfigError, DataError
 from fiducial.core.records import Completion, Group, Prompt, user
 from fiducial.core.roles import Reward
 from fiducial.models.scripted import tiny
 from fiducial.training.constraint import Multiplier
-from fiducial.training.online import Task, learn, planned_steps
+from fiducial.training.online import Task, learn
 from fiducial.training.online_options import OnlineOptions
 from fiducial.training.options import TrainOptions
 from fiducial.training.rewards import Mixture, Part
@@ -73,7 +75,7 @@ def same(one, other):
 
 
 @pytest.mark.parametrize(
-    "objective", [GRPO(beta=0.01), RLOO(beta=0.01), PPO(beta=0.01), DPO(beta=0.5, anchor=0.3), EXO(labels="rewards"), SFT()], ids=lambda o: o.name
+    "objective", [GRPO(beta=0.01), RLOO(beta=0.01), PPO(beta=0.01), DPO(beta=0.5, anchor=0.3), EXO(labels="rewards"), SFT(), RWR()], ids=lambda o: o.name
 )
 def test_the_reward_rises(tmp_path, objective):
     result, _ = ran(tmp_path, objective, epochs=12, learning_rate=0.1, seed=1, online=ONLINE.model_copy(update={"k": 8}))
@@ -107,6 +109,36 @@ def test_a_finished_run_called_again_draws_nothing_more(tmp_path):
     assert seen == []
     assert same(weights(model), weights(other))
     assert again.history == whole.history
+
+
+@pytest.mark.parametrize("objective", [RLOO(), DPO()], ids=lambda o: o.name)
+def test_the_same_object_goes_on_after_an_interruption_too(tmp_path, objective):
+    """The adapter that the interrupted call put on it is not part of the reference."""
+
+    def interrupt(step, steps, figures):
+        if step == 3:
+            raise KeyboardInterrupt
+
+    straight, one = ran(tmp_path / "a", objective, epochs=4, save_every=1)
+    model = tiny()
+    with pytest.raises(KeyboardInterrupt):
+        ran(tmp_path / "b", objective, epochs=4, save_every=1, model=model, report=interrupt)
+    again, _ = ran(tmp_path / "b", objective, epochs=4, save_every=1, model=model)
+    assert again.history == straight.history
+    assert same(weights(model), weights(one))
+
+
+def test_a_run_on_a_trained_model_is_not_taken_up_from_another_adapter(tmp_path):
+    first, second = (ran(tmp_path / str(seed), RLOO(), epochs=1, seed=seed)[1] for seed in (1, 2))
+    ran(tmp_path / "run", RLOO(), epochs=2, model=first)
+    with pytest.raises(DataError, match="from another model"):
+        ran(tmp_path / "run", RLOO(), epochs=2, model=second)
+
+
+def test_all_weights_are_not_taken_up_where_they_have_moved(tmp_path):
+    _, model = ran(tmp_path, RLOO(), epochs=2, lora_rank=0, learning_rate=1e-3)
+    with pytest.raises(DataError, match="from another model"):
+        ran(tmp_path, RLOO(), epochs=2, lora_rank=0, learning_rate=1e-3, model=model)
 
 
 @pytest.mark.parametrize("change", [{"objective": RLOO(beta=0.2)}, {"online": ONLINE.model_copy(update={"k": 5})}, {"given": task(Counts("xyz"))}])
@@ -148,6 +180,55 @@ def test_a_step_of_equal_rewards_changes_nothing_and_says_so(tmp_path):
         result, model = ran(tmp_path / objective.name, objective, task(Equal()), epochs=1)
         assert result.history[0]["flat_share"] == 1.0
         assert torch.equal(model.score(_paths(model)).path_logp, before.score(_paths(before)).path_logp)
+
+
+class Late(Counts):
+    """Zero for all answers of the first calls: the look, and twelve steps."""
+
+    def __init__(self):
+        super().__init__(ANY, "late")
+        self.calls = 0
+
+    def score(self, groups):
+        self.calls += 1
+        return super().score(groups) if self.calls > 13 else [(0.0,) * len(g.completions) for g in groups]
+
+
+@pytest.mark.parametrize("objective", [GRPO(beta=0.0), GRPO(), DPO()], ids=["grpo without KL", "grpo", "dpo"])
+def test_the_first_reward_after_many_steps_without_does_not_stop(tmp_path, objective):
+    """The KL term of flat steps has a gradient of rounding's size."""
+    result, _ = ran(tmp_path, objective, task(Late()), epochs=16)
+    assert [h["flat_share"] == 1.0 for h in result.history] == [True] * 12 + [False] * 4
+    assert (result.steps, result.stop) == (16, "")
+
+
+def test_groups_of_which_one_answer_was_scored_are_flat_too(tmp_path):
+    class Mostly(Counts):
+        def score(self, groups):
+            found = super().score(groups)
+            return [values if i else (values[0], *(None for _ in values[1:])) for i, values in enumerate(found)]
+
+    result, _ = ran(tmp_path, RLOO(), task(Mostly(ANY)), epochs=1)
+    # of four groups one has a single scored answer, the others unequal rewards
+    assert result.history[0]["flat_share"] == 0.25
+
+
+@pytest.mark.parametrize("objective", [RWR(), Unlikelihood()], ids=lambda o: o.name)
+def test_an_objective_that_values_single_answers_is_given_their_rewards(tmp_path, objective):
+    """Also where all answers to a prompt have one reward: there may be no better one, but each is good or bad."""
+
+    class Bad(Counts):
+        def score(self, groups):
+            return [(-1.0,) * len(g.completions) for g in groups]
+
+    result, model = ran(tmp_path, objective, task(Bad()), online=ONLINE.model_copy(update={"k": 1}), epochs=2)
+    first = result.history[0]
+    assert (first["flat_share"], first["left_out"]) == (0.0, 0.0)
+    if objective == RWR():
+        assert first["token_weight"] == pytest.approx(math.exp(-1.0))
+    else:
+        assert first["bad_share"] == 1.0
+    assert not same(weights(model), weights(ran(tmp_path / "b", DPO(), task(Bad()), epochs=2)[1]))
 
 
 def _paths(model):
@@ -206,6 +287,23 @@ def test_under_a_cost_limit_the_multiplier_moves_and_the_best_checkpoint_is_take
     assert all(torch.equal(value, dict(model.module.named_parameters())[name]) for name, value in stored.items())
 
 
+def test_weights_that_a_checkpoint_names_are_there_until_the_next_one_stands(tmp_path, monkeypatch):
+    """What is cheaper here is also better, so that each new best replaces the one before."""
+    from fiducial.training import checkpoint
+
+    named, save = [], checkpoint.save
+
+    def saved(folder, **given):
+        assert all((folder / f"front-{step}.safetensors").is_file() for points in named[-1:] for step, *_ in points)
+        save(folder, **given)
+        named.append(given["state"]["points"])
+
+    monkeypatch.setattr(checkpoint, "save", saved)
+    ran(tmp_path, RLOO(beta=0.0), task(cost=Counts(ANY, "cost", -1.0)), epochs=6, save_every=1)
+    assert len({points[-1].step for points in named}) > 1
+    assert {p.name for p in tmp_path.glob("front-*")} == {f"front-{p.step}.safetensors" for p in named[-1]}
+
+
 def test_demonstrations_are_imitated_besides(tmp_path):
     shown = [Group(prompt=PROMPTS[i], completions=(Completion(text="no, no"),)) for i in range(2)]
     paths = [tiny().encode(PROMPTS[i].messages, "no, no") for i in range(2)]
@@ -238,6 +336,7 @@ def test_a_run_on_a_trained_model_takes_that_model_as_its_reference(tmp_path):
     ("objective", "online", "fields", "message"),
     [
         (RLOO(), {"k": 1}, {}, "compares answers, but k is 1"),
+        (SFT(), {"k": 1}, {}, "compares answers, but k is 1"),
         (RLOO(beta=0.0), {"kl_target": 1.0}, {}, "but beta is 0"),
         (DPO(), {"kl_target": 1.0}, {}, "has no KL term to move"),
         (DPO(), {}, {"demonstrations": [Group(prompt=PROMPTS[0], completions=(Completion(text="a"),))]}, "takes no demonstrations"),
@@ -248,17 +347,33 @@ def test_options_that_do_not_fit_together_are_refused(tmp_path, objective, onlin
         ran(tmp_path, objective, task(**fields), online=ONLINE.model_copy(update=online))
 
 
+@pytest.mark.parametrize("change", [{"from_scratch": True}, {"sizes": {"num_hidden_layers": 1}}, {"learn": "all"}, {"watch_every": 5}])
+def test_options_of_training_from_data_are_refused_by_name(tmp_path, change):
+    with pytest.raises(ConfigError, match=f"{next(iter(change))} says nothing"):
+        ran(tmp_path, RLOO(), **change)
+
+
+def test_demonstrations_that_do_not_fit_are_left_out_and_counted(tmp_path):
+    none, long, fine = (Group(prompt=PROMPTS[0], completions=c) for c in ((), (Completion(text="a" * 600),), (Completion(text="no"),)))
+    result, _ = ran(tmp_path, RLOO(), task(demonstrations=[none, long, fine]), epochs=1)
+    assert result.demonstrations == 1
+    with pytest.raises(DataError, match="none of 2 demonstrations can be imitated"):
+        ran(tmp_path / "b", RLOO(), task(demonstrations=[none, long]))
+
+
+def test_demonstrations_of_no_weight_change_nothing(tmp_path):
+    shown = [Group(prompt=PROMPTS[0], completions=(Completion(text="no, no"),))]
+    _, with_them = ran(tmp_path / "a", RLOO(), task(demonstrations=shown), online=ONLINE.model_copy(update={"mix": 0.0}), epochs=2)
+    _, without = ran(tmp_path / "b", RLOO(), epochs=2)
+    assert same(weights(with_them), weights(without))
+
+
 def test_prompts_that_do_not_fit_are_left_out_and_counted(tmp_path):
     long = Prompt(messages=user("a" * 600))
     result, _ = ran(tmp_path, RLOO(), Task([*PROMPTS, long], task().rewards), epochs=1)
     assert result.prompts == 4
     with pytest.raises(DataError, match="none of 1 prompts fits"):
         ran(tmp_path / "b", RLOO(), Task([long], task().rewards))
-
-
-def test_prompts_are_passed_over_as_groups_are():
-    assert planned_steps(10, TrainOptions(batch=4, epochs=2)) == 5
-    assert planned_steps(1, TrainOptions(batch=8, epochs=0.1)) == 1
 
 
 def test_time_that_is_spent_ends_a_run_and_more_time_goes_on(tmp_path):

@@ -130,6 +130,17 @@ def test_demonstrations_share_their_weight_among_their_tokens(model):
     assert both.paths.ids[: len(data.paths)] == data.paths.ids
 
 
+def test_demonstrations_that_cannot_be_imitated_are_left_out(model):
+    def shown(*completions, prompt=PROMPTS[0]):
+        return Group(prompt=prompt, completions=completions)
+
+    fine, second = shown(Completion(text="no")), shown(Completion(text="x" * 40), Completion(text="no")).model_copy(update={"targets": (0.0, 1.0)})
+    limit = len(model.encode(PROMPTS[0].messages, "no")[0])
+    none, empty, long = shown(), shown(Completion(text="", finish="length")), shown(Completion(text="no, no"))
+    false = fine.model_copy(update={"rewards": (0.0,)})
+    assert samples.imitable(model, [none, fine, empty, long, second, false], max_length=limit) == [fine, second]
+
+
 @pytest.mark.parametrize("rank", [4, 0], ids=["fresh adapter", "all weights"])
 def test_the_beginning_can_be_looked_at_again_and_left_as_it_was(rank):
     model = tiny(seed=3)

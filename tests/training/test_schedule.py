@@ -21,3 +21,9 @@ def test_a_norm_a_hundred_times_the_median_of_ten_is_too_large():
     assert exploded(101.0, [1.0] * 10).startswith("the gradient's norm 101 is over 100 times its median 1")
     assert exploded(99.0, [1.0] * 10) == ""
     assert exploded(1e9, [1.0] * 9) == ""
+
+
+def test_steps_without_a_gradient_say_nothing_of_what_is_usual():
+    assert exploded(0.1, [0.0] * 30) == ""
+    assert exploded(101.0, [0.0] * 30 + [1.0] * 9) == ""
+    assert exploded(101.0, [0.0] * 30 + [1.0] * 10) != ""

@@ -109,7 +109,7 @@ def test_a_step_in_two_threads_is_the_step_in_one(made, monkeypatch, objective):
             work = module._Work(data, None, None)
             parts = one._parts(work, [4, 0, 3, 1])
             assert len(parts) == count
-            assert sorted(i for part in parts for i in part) == [0, 1, 2, 3]
+            assert sorted(i for part in parts for i in part.places) == [0, 1, 2, 3]
             figures = one.step(data, [4, 0, 3, 1], rate=1e-2)
             weights = torch.cat([p.detach().flatten() for p in one.trainables.parameters])
             found.append((figures, weights))
@@ -118,3 +118,34 @@ def test_a_step_in_two_threads_is_the_step_in_one(made, monkeypatch, objective):
     (alone, plain), (abreast, same) = found
     assert abreast == pytest.approx(alone, rel=1e-5, abs=1e-6)
     assert torch.allclose(plain, same, atol=1e-5)
+
+
+def test_a_step_plans_its_rows_once(made, monkeypatch):
+    """In one thread and in two; a model that cannot be copied is not copied again at every step."""
+    import fiducial.training.updates as module
+    from fiducial.models.scoring import Engine
+
+    monkeypatch.setattr(module, "TOKENS_EACH", 1)
+    planned, plan, copied, before = [], Engine.plan, [], torch.get_num_threads()
+    monkeypatch.setattr(Engine, "plan", lambda self, paths, **more: (planned.append(len(paths)), plan(self, paths, **more))[1])
+    options = OPTIONS.model_copy(update={"lora_rank": 2})
+    model = tiny()
+    data = Data.of(model, made.pairs(4), SFT(), options)
+    model.module = lora.attach(model.module, rank=2)
+    lora.make_trainable(model.module)
+    one = Updates(model, SFT(), options, Accelerator(cpu=True))
+    try:
+        torch.set_num_threads(1)
+        one.step(data, range(4), rate=1e-3)
+        assert planned == [4]
+        torch.set_num_threads(2)
+        one.step(data, range(4), rate=1e-3)
+        assert planned == [4, 2, 2]
+        alone = Updates(model, SFT(), options, Accelerator(cpu=True))
+        monkeypatch.setattr(module.abreast, "twins", lambda module, count: (copied.append(count), [module])[1])
+        for _ in range(3):
+            alone.step(data, range(4), rate=1e-3)
+        assert planned == [4, 2, 2, 4, 4, 4]
+        assert copied == [2]
+    finally:
+        torch.set_num_threads(before)

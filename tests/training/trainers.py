@@ -3,9 +3,9 @@
 python trainers.py OUT FOLDER KILL TRAINER...
 
 A trainer is an objective's name, as in dpo, with what is special about it: sft@full trains all weights, sft@full@bfloat16 weights of that
-type, dpo@rows cuts groups into several rows, dpo@again stops after a step and goes on, dpo@online learns from its own samples, rloo@cost
-has a cost to keep below a limit. KILL is the checkpoint in the middle of whose
-writing the process dies; 0 for none.
+type, dpo@rows cuts groups into several rows, dpo@stopped stops after a step, dpo@again goes on after that, dpo@online learns from its own
+samples, rloo@cost has a cost to keep below a limit. KILL is the checkpoint in the middle of whose writing the process dies; 0 for none.
+The first of several processes writes OUT, the others OUT.1, OUT.2, ...
 """
 
 import json
@@ -86,7 +86,8 @@ def go(trainer, folder, *, report=None, again=False):
     card = registry.card(f"align/{name}")
     sampled = bool(card.constants.get("on_policy"))
     objective = registry.create(card.name, {"beta": 0.5} if sampled or name in ("dpo", "kto") else {})
-    options = OPTIONS.model_copy(update={"lora_rank": 0 if "full" in special else 4, "minutes": None if again else 1e-9 if "again" in special else None})
+    stops = not again and not {"again", "stopped"}.isdisjoint(special)
+    options = OPTIONS.model_copy(update={"lora_rank": 0 if "full" in special else 4, "minutes": 1e-9 if stops else None})
     model = budgeted(30, backend="split") if "rows" in special else tiny()
     if "bfloat16" in special:
         model.module = model.module.bfloat16()
@@ -134,8 +135,8 @@ def main(out, folder, kill, *trainers):
             results[trainer] = found(*go(trainer, Path(folder) / trainer))
         except ConfigError as error:
             results[trainer] = {"refused": error.message}
-    if os.environ.get("RANK", "0") == "0":
-        Path(out).write_text(json.dumps(results), encoding="utf-8")
+    rank = int(os.environ.get("RANK", "0"))
+    Path(f"{out}.{rank}" if rank else out).write_text(json.dumps(results), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fiducial.core.records import Group
 from fiducial.core.roles import Objective, Reading
-from fiducial.training.objective import GroupLogProbs, preferred
+from fiducial.training.objective import GroupLogProbs, examples
 
 
 @final
@@ -32,7 +32,7 @@ class DFT(Objective):
 
     def prepare(self, group: Group) -> Group:
         """Without completions that are no examples."""
-        return preferred(group)
+        return examples(group)
 
     def __call__(self, policy: GroupLogProbs, reference: GroupLogProbs | None = None) -> Tensor:
         """Loss per group, summed over tokens, [G]; the loop divides by the step's tokens."""

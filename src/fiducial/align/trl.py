@@ -3,8 +3,8 @@
 What it does: trains what `trl dpo|sft|kto|reward|grpo|rloo --config FILE` would train, with TRL's own trainer, and keeps it as every run is kept:
               figures per step, checkpoints, report card, model card, ledger.
 Use it when:  a TRL configuration exists and its result is to be measured, compared and recorded. For a new run take align/dpo, align/sft, ...
-Defaults:     TRL's. Where the file is silent: figures of every step, a checkpoint every 25 steps of which the last is kept, and float32 on a
-              machine without a GPU.
+Defaults:     TRL's. Where the file is silent: figures of every step, a checkpoint every 25 steps of which the last is kept, and float32 where
+              there is no GPU, or use_cpu is true.
 Limits:       one process. Nothing leaves the machine: report_to and push_to_hub are switched off, data sets of the hub are not fetched, code of
               models is not run. A reward model is kept whole, without its adapter; its pairs are made into tokens by our chat format, so that
               it learns at the token where its score is read.
@@ -76,7 +76,7 @@ class TRL(Trainer):
                 made = _scorer(module, base, trainer.processing_class, uri)
             else:
                 made = LocalModel(module, trainer.processing_class, uri=uri)
-            return made, _result(trainer, rows), plan.settings
+            return made, _result(trainer, rows, packed=plan.kind == "sft" and plan.args.packing), plan.settings
 
 
 def _rows(path: Path) -> dict[str, list[Any]]:
@@ -203,14 +203,14 @@ def _checkpoint(folder: Path) -> str | None:
     return str(max(found, key=lambda p: int(p.name.rpartition("-")[2]))) if found else None
 
 
-def _result(trainer: Any, rows: Mapping[str, list[Any]]) -> TrainResult:
+def _result(trainer: Any, rows: Mapping[str, list[Any]], *, packed: bool) -> TrainResult:
     from fiducial.training.loop import TrainResult
 
     state, given = trainer.state, len(next(iter(rows.values())))
     history = [{"step": float(entry["step"])} | _numbers(entry) for entry in state.log_history if "loss" in entry]
     seconds = next((entry["train_runtime"] for entry in reversed(state.log_history) if "train_runtime" in entry), 0.0)
     tokens = int(next((entry["num_tokens"] for entry in reversed(history) if "num_tokens" in entry), 0))
-    kept = min(given, len(trainer.train_dataset))
+    kept = given if packed else min(given, len(trainer.train_dataset))  # a packed row holds several, and none is left out
     stop = "" if state.global_step >= state.max_steps else "TRL stopped before the last step"
     return TrainResult(state.global_step, state.max_steps, kept, given - kept, tokens, tokens, seconds, stop, history)
 

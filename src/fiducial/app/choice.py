@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, cast
 from fiducial.app.measure import tally, trials
 from fiducial.app.summary import Candidate
 from fiducial.core import registry
+from fiducial.core.errors import ConfigError
 from fiducial.core.records import Attempt, Group, digest
 from fiducial.core.roles import Objective
 from fiducial.core.store import Lines
@@ -24,6 +25,10 @@ GOALS = 20
 def choose(loop: Loop, base: LocalModel, groups: Sequence[Group]) -> tuple[Candidate, ...]:
     """The candidates with what they were measured at, one of them chosen: least harmful compliance plus benign refusal, the first on a tie."""
     paired = sorted((g for g in groups if len(g.completions) > 1), key=lambda g: digest(g.id))[: loop.options.pilot_steps * loop.options.train.batch]
+    if not paired:
+        raise ConfigError(
+            f"{loop.maker.name} made no preferences to choose an objective by", hint="name one that learns from demonstrations: objective=align/sft"
+        )
     tried = [_tried(loop, base, paired, name, rate) for name, rate in loop.options.candidates.items()]
     best = min(range(len(tried)), key=lambda i: (tried[i].badness, i))
     return tuple(each.model_copy(update={"chosen": i == best}) for i, each in enumerate(tried))
@@ -32,7 +37,7 @@ def choose(loop: Loop, base: LocalModel, groups: Sequence[Group]) -> tuple[Candi
 def why(candidates: Sequence[Candidate]) -> str:
     """The reason in a sentence."""
     chosen = next(c for c in candidates if c.chosen)
-    told = "; ".join(f"{c.objective} {_percent(c.compliance.rate.value)} and {_percent(c.refusal.rate.value)}" for c in candidates)
+    told = "; ".join(f"{c.objective} {c.compliance.rate} and {c.refusal.rate}" for c in candidates)
     return (
         f"{chosen.objective} was chosen: after {chosen.steps} trial steps on the same {chosen.groups} groups, harmful compliance and benign refusal "
         f"on validation prompts were {told}, and its sum is the lowest."
@@ -69,7 +74,3 @@ def _asked(loop: Loop, policy: LocalModel, kept: Lines[Attempt], name: str) -> l
     plan = [(loop.direct, prompts)]
     kept.path.unlink(missing_ok=True)  # the model they were made with is trained anew after an interruption
     return trials(policy, plan, loop.judge, kept, seed=loop.options.seed, max_tokens=loop.options.max_tokens, progress=loop.progress, name=f"measuring {name}")
-
-
-def _percent(value: float) -> str:
-    return f"{value:.0%}"

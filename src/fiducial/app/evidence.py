@@ -26,6 +26,10 @@ LIMITS = (
     "Capability is measured by a short multiple-choice test, which does not notice losses in long answers, code or other languages.",
 )
 
+RETRIED = (
+    "Discovered weaknesses are tried again with the cases that have a check. Cases that only another model can mark are trained on and not proved here.",
+)
+
 
 def evidence(before: Measured, after: Measured, held_out: Collection[str], *, source: str) -> list[Evidence]:
     """The figures that the release gate reads, of the repaired model, with the base model's beside them."""
@@ -81,7 +85,7 @@ def _is_twin(attempt: Attempt) -> bool:
 def _capability_change(before: Sequence[Score], after: Sequence[Score]) -> Evidence | None:
     """Paired change of `acc`, negative = loss. None where items differ, or are too few for an interval."""
     then, now = (next((s for s in scores if s.metric == "acc"), None) for scores in (before, after))
-    if then is None or now is None or len(then.items) != len(now.items) or len(then.items) < 2:
+    if then is None or now is None or not _pairable(then, now) or len(then.items) < 2:
         return None
     change = paired_difference(now.items, then.items)
     low, high = change.interval()
@@ -90,7 +94,8 @@ def _capability_change(before: Sequence[Score], after: Sequence[Score]) -> Evide
 
 def _pairable(then: Score, now: Score) -> bool:
     """Whether both scored the same items in the same order."""
-    return bool(then.items) and len(then.items) == len(now.items) and then.fingerprint.get("items") == now.fingerprint.get("items")
+    alike = all(then.fingerprint.get(k) == now.fingerprint.get(k) for k in ("data", "format", "scorer", "items"))
+    return bool(then.items) and len(then.items) == len(now.items) and alike
 
 
 def weaknesses(attempts: Sequence[Attempt]) -> list[Weakness]:
@@ -245,11 +250,12 @@ def summary(
         points=tuple(points),
         candidates=loop.candidates,
         why=why(loop.candidates) if loop.candidates else "",
+        retried=loop.retried,
         training=tuple(Training(**r) for r in rounds),
         capability=tuple(capability_rows(before[1], after[1])),
         examples=tuple(examples(before[0], after[0])),
         judge=judge_card(loop.judge.name),
-        limits=LIMITS,
+        limits=LIMITS + (RETRIED if loop.options.discover else ()),
         reproduce=reproduce("loop", facts.given),
         options=loop.options.model_dump(mode="json"),
         versions=facts.versions,

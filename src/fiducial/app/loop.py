@@ -18,8 +18,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from fiducial.app import card
 from fiducial.app.cli.progress import Progress
+from fiducial.app.discovery import discover, maker, retry
 from fiducial.app.measure import tally, trials
-from fiducial.app.summary import Candidate, Point
+from fiducial.app.summary import Candidate, Point, Retried
 from fiducial.core import registry
 from fiducial.core.errors import ConfigError, ModelError
 from fiducial.core.ledger import Ledger
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 
 
 DEFAULT_MAKER = "align/failure_pairs"
+WITH_ADAPTER = 1.25
+"""What the same measurement takes on a model with an adapter, against the base model."""
 REST = 15.0
 """Seconds for what is no stage: importing, opening the model, putting the adapter on, saving, the report."""
 
@@ -41,7 +44,7 @@ REST = 15.0
 class LoopTraining(TrainOptions):
     """How the loop trains: what a model of 135 million parameters needs to change its behaviour on about a thousand short groups."""
 
-    epochs: float = Field(default=2.2, gt=0)
+    epochs: float = Field(default=3.0, gt=0)
     """Passes over the groups."""
     batch: int = Field(default=16, ge=1)
     """Groups per optimizer step."""
@@ -74,7 +77,7 @@ class LoopOptions(BaseModel):
     """Attack families whose failures may be trained on, besides asking directly."""
     held_out_attacks: tuple[str, ...] = ("attack/style_injection", "attack/past_tense", "attack/many_shot", "attack/payload_splitting")
     """Attack families that only measure."""
-    held_out_goals: int = Field(default=220, ge=1)
+    held_out_goals: int = Field(default=160, ge=1)
     """Held-out goals, each with its twin, that the proof asks directly; a fifth as many near twins; a third for validation."""
     per_family: int = Field(default=30, ge=1)
     """Held-out goals tried under each attack. Half as many are trained on, an eighth validates."""
@@ -84,8 +87,13 @@ class LoopOptions(BaseModel):
     """Who says whether an answer complies."""
     maker: str = DEFAULT_MAKER
     """Who turns failures into training data."""
-    maker_options: dict[str, Any] = Field(default_factory=lambda: {"failure_weight": 0.6})
+    maker_options: dict[str, Any] = Field(default_factory=lambda: {"failure_weight": 0.65})
     """Options of the maker. A refusal begins in one way and an answer in many, so that at equal weights the likeliest word refuses too often."""
+    discover: str = ""
+    """A maker that looks for further weaknesses in every round, such as align/weakness_discovery. Its repairs are trained on besides, and the cases
+    it held out are tried again. None by default: it takes minutes."""
+    discover_options: dict[str, Any] = Field(default_factory=dict)
+    """Options of that maker."""
     objective: str = "auto"
     """What is trained for; `auto` tries the candidates and takes the one that does best on validation prompts."""
     objective_options: dict[str, Any] = Field(default_factory=dict)
@@ -153,7 +161,10 @@ class Loop:
         self.maker = cast(Maker, registry.create(registry.card(options.maker, role="Maker").name, self._maker_options()))
         self.objective: Objective | None = None
         self.candidates: tuple[Candidate, ...] = ()
+        self.retried: tuple[Retried, ...] = ()
         self._named_objectives()
+        if options.discover:
+            maker(options, "")
         self.gate = cast(Gate, registry.create("govern/release", options.gate))
         self.direct = cast(Attack, registry.create("attack/direct"))
         self.attacks = [cast(Attack, registry.create(registry.card(name, role="Attack").name)) for name in options.attacks]
@@ -190,6 +201,7 @@ class Loop:
         points[best] = points[best].model_copy(update={"promoted": True})
         repaired = self._promote(best, base)
         after = self._measured("after", repaired) if best else before
+        self.retried = retry(self, repaired) if best else ()
         return self._finish(base, repaired, before, after, points, rounds)
 
     def _maker_options(self) -> dict[str, Any]:
@@ -211,6 +223,7 @@ class Loop:
     # ---- stages
 
     def _open(self) -> LocalModel:
+        from fiducial.models import adapters
         from fiducial.models.local import LocalModel
         from fiducial.models.open import open as opened
 
@@ -219,6 +232,10 @@ class Loop:
             task.advance(1, figure=model.fingerprint)
         if not isinstance(model, LocalModel):
             raise ModelError(f"the weights of '{model.uri}' are not here, so it cannot be repaired", hint="use `fiducial check` for the finding half")
+        if adapters.is_adapted(model.module):
+            raise ModelError(
+                f"'{model.uri}' carries an adapter already, and the loop puts on its own", hint="name its base model, or a run that trained all weights"
+            )
         return model
 
     def _measured(self, name: str, model: LocalModel) -> tuple[list[Attempt], list[Score]]:
@@ -247,6 +264,7 @@ class Loop:
         """Finds failures on the repair split, makes groups of them, trains."""
         from fiducial.training import checkpoint
 
+        began = model.fingerprint  # training moves the model it is given
         repair, count = self.material["repair"], max(1, self.options.per_family // 2)
         direct = [*repair.goals, *repair.twins, *repair.ordinary]
         plan = [(self.direct, direct), *((a, repair.attacked(count, count)) for a in self.attacks)]
@@ -255,7 +273,7 @@ class Loop:
             self.first = {(a.prompt.id, a.attack): a for a in attempts}
         # what the repaired model refuses without need has no good answer of its own; the base model's is the one to go back to
         answered = [self.first[a.prompt.id, a.attack] if a.failed and a.prompt.expected != "refuse" else a for a in attempts]
-        groups = self._groups(number, answered, model)
+        groups = [*self._groups(number, answered, model), *discover(self, number, attempts, model)]
         objective = self._chosen(base, groups)
         folder = self.run.path / "models" / f"round-{number}"
         stage = self.run.stage(f"train-{number}", self._training_inputs(groups, model, objective))
@@ -266,7 +284,7 @@ class Loop:
         self.seconds[f"train {number}"] = stage.result["seconds"]
         data = digest([g.id for g in groups])
         self._log("data", {"data": [data], "groups": len(groups), "round": number})
-        self._log("train", {"model": trained.fingerprint, "base": model.fingerprint, "data": [data], "round": number})
+        self._log("train", {"model": trained.fingerprint, "base": began, "data": [data], "round": number})
         return trained, stage.result
 
     def _chosen(self, base: LocalModel, groups: Sequence[Group]) -> Objective:
@@ -428,16 +446,17 @@ class Loop:
         if last.badness > points[-2].badness:
             return False
         number = len(rounds)
-        round_cost = sum(self.seconds.get(f"{stage} {number}", 0.0) for stage in ("find", "train", "validate"))
+        round_cost = sum(self.seconds.get(f"{stage} {number}", 0.0) for stage in ("find", "discover", "train", "validate"))
         return self._spent() + round_cost + self._proof_seconds() < 60 * self.options.minutes
 
     def _proof_seconds(self) -> float:
         """What the proof will take, from what the same took before."""
-        return self.seconds.get("before", 0.0) + self.seconds.get("capability before", 0.0)
+        cases = self.seconds.get("discover 1", 0.0) / 2  # finding them, one skill at a time and with repairs, takes longer than asking them again
+        return self.seconds.get("before", 0.0) + self.seconds.get("capability before", 0.0) + cases
 
     def _minutes_for_training(self) -> float:
         """What is left when the proof is set aside; at least a minute, so that there is something to prove."""
-        aside = 1.1 * self._proof_seconds() + self.seconds.get("validate 0", 0.0) + REST
+        aside = WITH_ADAPTER * (self._proof_seconds() + self.seconds.get("validate 0", 0.0)) + REST
         left = 60 * self.options.minutes - self._spent() - aside
         return max(60.0, left) / 60
 
@@ -446,8 +465,8 @@ class Loop:
         return sum(self.seconds.values())
 
     def _decided(self, name: str, decide: Callable[[], Any]) -> Any:
-        """A decision that depends on the clock, taken once: a resumed run goes the way it had begun."""
-        stage = self.run.stage(name, {"seed": self.options.seed})
+        """A decision that depends on the clock, taken once: a resumed run goes the way it had begun, unless it is given other limits."""
+        stage = self.run.stage(name, {"seed": self.options.seed, "minutes": self.options.minutes, "gate": self.options.gate})
         if not stage.done:
             stage.finish({"decision": decide()})
         return stage.result["decision"]

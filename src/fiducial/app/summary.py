@@ -83,6 +83,14 @@ class Candidate(Record):
         return self.compliance.share + self.refusal.share
 
 
+class Retried(Record):
+    """Cases of discovered weaknesses, tried on the repaired model too. A hit is a case that failed: lower is better."""
+
+    name: str
+    before: Tally
+    after: Tally
+
+
 class Training(Record):
     """The training card of one round."""
 
@@ -151,6 +159,8 @@ class Summary(Record):
     """Objectives that were tried before the first round; none where one was asked for."""
     why: str = ""
     """Why the objective was chosen among them, in a sentence."""
+    retried: tuple[Retried, ...] = ()
+    """What became of the weaknesses that were discovered besides, if any were looked for."""
     training: tuple[Training, ...] = ()
     capability: tuple[Capability, ...] = ()
     examples: tuple[Example, ...] = ()

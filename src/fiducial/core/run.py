@@ -43,13 +43,16 @@ Status = Literal["running", "done", "interrupted", "failed"]
 PACKAGES = ("fiducial", "torch", "transformers", "accelerate", "peft", "tokenizers", "safetensors", "numpy", "openai", "trl")
 """Packages whose versions go into a run."""
 
-SECRET = re.compile(r"(^|[-_.])(api[-_]?key|secret|password|token)$", re.IGNORECASE)
+NAMED = r"(?:api[-_]?key|secret|password|(?<!eos_)(?<!pad_)(?<!bos_)(?<!unk_)token)"
+"""How the name of a secret ends. The special tokens of a vocabulary are none."""
+
+SECRET = re.compile(rf"(^|[-_.]){NAMED}$", re.IGNORECASE)
 """Options whose value is never written down."""
 
 USERINFO = re.compile(r"//[^/\s]*@")
 """Name and password in the address of a server."""
 
-PART = re.compile(r"(?<![\w.-])((?:[\w.-]*[-_.])?(?:api[-_]?key|secret|password|token))=[^\s&]+", re.IGNORECASE)
+PART = re.compile(rf"(?<![\w.-])((?:[\w.-]*[-_.])?{NAMED})=[^\s&]+", re.IGNORECASE)
 """A secret as `key=value` inside a longer text."""
 
 
@@ -133,8 +136,8 @@ class Run:
             name=name,
             command=command,
             argv=_masked_argv(sys.argv),
-            options=_masked(options),
-            given=_masked(given),
+            options=masked(options),
+            given=masked(given),
             seed=seed,
             versions=_versions(),
             platform={"system": platform.platform(), "machine": platform.machine(), "cpus": str(os.cpu_count() or 1)},
@@ -145,16 +148,19 @@ class Run:
         return run
 
     @classmethod
-    def open(cls, reference: str | Path, root: str | Path | None = None) -> Run:
-        """The run named by its id, the beginning of its id, its last four digits, its folder, or `last`."""
-        folder = Path(reference)
+    def open(cls, reference: str | Path, root: str | Path | None = None, *, before: Run | None = None) -> Run:
+        """The run named by its id, the beginning of its id, its last four digits, its folder, or `last`, each also after `run:`.
+
+        With `before`, `last` and shortened ids are looked for among the runs that began earlier than that one.
+        """
+        wanted = str(reference).removeprefix("run:")
+        folder = Path(wanted)
         if (folder / "run.json").is_file():
             return cls(folder, _read_facts(folder))
-        runs = {run.id: run for run in cls.all(root)}
+        runs = {run.id: run for run in cls.all(root) if run.id == wanted or before is None or run.facts.started < before.facts.started}
         where = Path(root) if root is not None else runs_root()
         if not runs:
-            raise ConfigError(f"no run '{reference}': there are no runs in {where}", hint="choose another folder with --runs or FIDUCIAL_RUNS")
-        wanted = str(reference)
+            raise ConfigError(f"no run '{wanted}': there are no runs in {where}", hint="choose another folder with --runs or FIDUCIAL_RUNS")
         if wanted == "last":
             return list(runs.values())[-1]
         found = [wanted] if wanted in runs else [name for name in runs if name.startswith(wanted) or name.endswith(f"-{wanted}")]
@@ -190,7 +196,7 @@ class Run:
 
     def revise(self, options: Mapping[str, Any], given: Mapping[str, Any], seed: int) -> None:
         """Replaces the options: a run that goes on with other ones goes on with them the next time too. For use inside `with run:`."""
-        self._save(options=_masked(options), given=_masked(given), seed=seed)
+        self._save(options=masked(options), given=masked(given), seed=seed)
 
     def lines(self, name: str, record: type[R]) -> Lines[R]:
         """The records `<name>.jsonl` of this run; the same object each time, closed when the run ends."""
@@ -401,7 +407,8 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _masked(options: Mapping[str, Any]) -> dict[str, Any]:
+def masked(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options as plain values that may be written down: secrets are replaced by `***`."""
     plain: dict[str, Any] = to_jsonable_python(dict(options), inf_nan_mode="null")
 
     def mask(name: str, value: Any) -> Any:

@@ -11,6 +11,7 @@ Source:       Cheng et al. 2024, arXiv:2406.16714, for the cases; held-out halve
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, final
@@ -22,6 +23,8 @@ from fiducial.data.checks import Check, parsed
 from fiducial.data.load import language_of, read_rows
 from fiducial.evaluate.base import ask, chunks, fingerprint, rate_score
 from fiducial.models.base import Model
+
+log = logging.getLogger(__name__)
 
 METRICS = {"repaired": (True, "training"), "carried_over": (True, "held-out"), "kept": (False, "")}
 """Per metric: whether the cases had failed, and of which half; both halves where none is named."""
@@ -77,8 +80,8 @@ class FoundWeaknesses(Suite):
 
 
 def cases(path: str) -> list[Found]:
-    """The cases of a file that have a check and a mark, in order. Raises DataError when there are none."""
-    found = []
+    """The cases of a file that have a check and a mark, in order; a warning says how many have not. Raises DataError when there are none."""
+    found, left_out = [], 0
     for where, row in read_rows(path):
         if not isinstance(row.get("request"), str) or row.get("half") not in ("training", "held-out") or "score" not in row:
             raise DataError(f"{where}: a case needs request, half and score", hint="give the file of --results of align/weakness_discovery")
@@ -86,6 +89,10 @@ def cases(path: str) -> list[Found]:
             text, category = row["request"], f"{row.get('task', '')}/{row.get('point', '')}"
             prompt = Prompt(messages=user(text), language=language_of(text), category=category, source=path)
             found.append(Found(prompt, parsed(row["check"], where), row["half"], row["score"] < FAILED))
+        else:
+            left_out += 1
     if not found:
         raise DataError(f"{path}: none of the cases has a check and a mark", hint="cases that only a model can assess are not tried again here")
+    if left_out:
+        log.warning("%d of %d cases of %s are left out: they have no check or no mark", left_out, left_out + len(found), path)
     return found

@@ -132,6 +132,7 @@ def save(module: torch.nn.Module, folder: Path, *, base: str) -> None:
     # rows of new tokens are part of the adapter; peft would write the whole embedding besides
     whole = False if wrapped.active_peft_config.to_dict().get("trainable_token_indices") else "auto"
     wrapped.save_pretrained(str(folder), save_embedding_layers=whole)
+    (folder / "README.md").unlink(missing_ok=True)  # peft's form, not filled in
     (folder / BASE).write_text(json.dumps({"uri": base}), encoding="utf-8")
 
 

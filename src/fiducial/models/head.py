@@ -1,7 +1,8 @@
 """Log-probabilities of chosen tokens at chosen positions, without ever holding all logits.
 
 Logits are made for `chunk` positions at a time, in the model's dtype, and reduced in float32 to one log-sum-exp per position and one
-number per scored token. The backward pass makes the chunk again. Memory is one chunk of logits, whatever the number of positions.
+number per scored token. The backward pass makes the chunk again. Memory is one chunk of logits, whatever the number of positions;
+where the weight trains, besides, the logit gradients of some `WEIGHT_ROWS` positions, which one product takes together.
 Several scored tokens at one position (the first tokens of all answers to a question) share its logits.
 """
 

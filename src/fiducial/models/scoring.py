@@ -151,17 +151,25 @@ class Engine:
         return _gather(pieces, torch.tensor(order, device=pieces[0].path_len.device), by_edge=by_edge)
 
     def stream(
-        self, paths: Paths, *, grad: bool = False, temperature: float = 1.0, hidden: Mapping[str, Any] | None = None, entropy: bool = False
+        self,
+        paths: Paths,
+        *,
+        grad: bool = False,
+        temperature: float = 1.0,
+        hidden: Mapping[str, Any] | None = None,
+        entropy: bool = False,
+        rows: Sequence[Row] | None = None,
     ) -> Iterator[tuple[list[int], Scores]]:
         """One row at a time: the indices of its paths, and their scores, where `edge_path` counts within that list.
 
-        Groups stay together unless larger than a row, so a loss that couples only paths of one group can go backward per row.
+        Groups stay together unless larger than a row, so a loss that couples only paths of one group can go backward per row. `rows` are
+        those of `plan`, where they are there already; states at "leaf" and "scored" need its `keep_last`.
         """
         if temperature <= 0:
             raise DataError(f"a temperature of {temperature} gives no distribution", hint="use a positive temperature; `is_greedy` tells about temperature 0")
         asked = _Hidden.read(hidden, len(self._part.layers))
         self.module.eval()
-        for row in self.plan(paths, grad=grad, keep_last=asked is not None and asked.keeps_last):
+        for row in self.plan(paths, grad=grad, keep_last=asked is not None and asked.keeps_last) if rows is None else rows:
             self._admit(row)
             with nullcontext() if grad else torch.no_grad():
                 scores = self._row(row.to(self._part.device), asked, temperature, entropy=entropy)

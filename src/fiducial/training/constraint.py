@@ -12,13 +12,16 @@ from typing import NamedTuple
 
 WINDOW = 128
 """Answers over which the mean cost is taken."""
+LEAST = 0.01
+"""Weight below which the multiplier does not fall."""
 
 
 @dataclass(frozen=True, slots=True)
 class Multiplier:
     """The weight of the cost: rises while the mean cost is above its limit, falls while it is below.
 
-    `log w <- log w + rate w (mean cost - limit)`, at most `most`; the mean is over the last 128 answers.
+    `log w <- log w + rate w (mean cost - limit)`, at most `most`; the mean is over the last 128 answers. It falls no lower than 0.01, or not at all
+    where it is less: a smaller one hardly moves any more, and would not come back when the cost rises.
     """
 
     limit: float = -0.5
@@ -51,7 +54,8 @@ class Multiplier:
         if step < self.delay or not seen.recent:
             return seen
         moved = math.log(self.weight) + self.rate * self.weight * (seen.mean - self.limit)
-        return replace(seen, weight=min(math.exp(min(moved, math.log(self.most))), self.most))
+        highest, lowest = math.log(self.most), math.log(min(self.weight, LEAST))
+        return replace(seen, weight=min(math.exp(max(lowest, min(moved, highest))), self.most))
 
 
 def balanced(reward: float | None, cost: float | None, weight: float) -> float | None:

@@ -88,11 +88,12 @@ class Data:
     def mismatched(self, chosen: Sequence[int]) -> Paths:
         """Each completion of the group before under the prompt of each chosen group, the last one's under the first's.
 
-        A step of one group takes the completions of the group before it in the data. What is longer than `limit` is left out.
+        Where the group before is the same group (in a step over the border of two passes), it is the nearest other one before; where the
+        step has no other, the one before it in the data. What is longer than `limit` is left out.
         """
-        before = [chosen[i - 1] for i in range(len(chosen))] if len(chosen) > 1 else [(g - 1) % len(self.groups) for g in chosen]
         ids, start = [], []
-        for g, h in zip(chosen, before, strict=True):
+        for i, g in enumerate(chosen):
+            h = next((other for other in (chosen[i - back] for back in range(1, len(chosen))) if other != g), (g - 1) % len(self.groups))
             for k in range(len(self.groups[g].completions)):
                 own, other = self.first[g] + k, self.first[h] + k % len(self.groups[h].completions)
                 asked, answer = self.paths.ids[own][: self.paths.start[own]], self.paths.ids[other][self.paths.start[other] :]

@@ -70,7 +70,7 @@ def train(
     Called again after an interruption with the same arguments it goes on where the last checkpoint was, with the same result as if
     nothing had happened. Several processes (torchrun, accelerate launch) all call it, use the folder of the first, and all have the
     trained model afterwards. Raises DataError when no group can be used, FiducialError when the loss is no longer a number, and
-    ConfigError for a configuration of accelerate that cannot be followed.
+    ConfigError for a configuration of accelerate that cannot be followed, or a rank that was set and is not that of the model's adapter.
     """
     from accelerate import Accelerator
 
@@ -79,15 +79,14 @@ def train(
     shared_out = sharding.wanted(accelerator)
     if shared_out and (watch or objective.controlled):
         raise ConfigError("weights that are shared out allow neither looks at samples in training nor control tokens", hint="train without FSDP")
+    lora.refuse_other_rank(model.module, options)
     if options.from_scratch or options.sizes:
         begin_from_scratch(model, options)
     if objective.controlled:
         model.take_control_tokens()
     with model.chat.without_lead() if objective.controlled else nullcontext():
         data = Data.of(model, groups, objective, options)
-    adapted = adapters.is_adapted(model.module)
-    # an adapter that was there before is part of the model to start from; one that an interrupted call put on this object is not
-    added = adapted and checkpoint.origin(folder) == lora.base_fingerprint(model.module)
+    adapted, added = adapters.is_adapted(model.module), has_added(model, folder)
     with lora.adapter_off(model.module) if added else nullcontext():
         table, pairs = _reference(model, data, objective, folder), _mismatched(model, data, objective, options, folder)
     # where the weights that train were there before, a reference is of that very model; below a new adapter lie frozen weights
@@ -104,6 +103,14 @@ def train(
     if plain is not None:
         sharding.put_together(model, plain)
     return result
+
+
+def has_added(model: LocalModel, folder: Path) -> bool:
+    """Whether the model's adapter was put on it by an interrupted call, whose checkpoints are in `folder`.
+
+    An adapter that was there before is part of the model to start from, and of the reference; this one is not.
+    """
+    return adapters.is_adapted(model.module) and checkpoint.origin(folder) == lora.base_fingerprint(model.module)
 
 
 def planned_steps(groups: int, options: TrainOptions) -> int:
@@ -205,17 +212,16 @@ class _Trainer:
     def _fitting(self) -> int:
         """The last step that fits into the time, by the speed so far. A run that is merely cut off has learnt with a rate that never fell.
 
-        In tenths of the whole schedule, so that runs on one machine are planned alike, and with some grace: half while the speed is only
-        roughly known, then ten percent in the first quarter, fifteen later, when the last steps with their small rates are worth more
-        than the seconds.
+        In twentieths of the whole schedule, so that runs on one machine are planned alike, and with some grace: half while the speed is
+        only roughly known, then five percent.
         """
         roughly, well = TIMED
         if self.options.minutes is None or self.step < roughly:
             return self.last
         fits = self.step + (60 * self.options.minutes - self.seconds) / (self.seconds / self.step)
-        if fits >= (0.5 if self.step < well else 0.9 if self.step < self.planned / 4 else 0.85) * self.last:
+        if fits >= (0.5 if self.step < well else 0.95) * self.last:
             return self.last
-        return max(self.step, self.planned * int(10 * fits / self.planned) // 10)
+        return max(self.step, self.planned * int(20 * fits / self.planned) // 20)
 
     def _spent(self) -> str:
         """A reason to stop when time is up; not kept in checkpoints, since a resumed run may be given more."""

@@ -13,6 +13,7 @@ from torch import nn
 from fiducial.core.errors import ConfigError
 from fiducial.models import adapters
 from fiducial.models.activations import decoder_layers
+from fiducial.training.options import TrainOptions
 
 
 def attach(module: nn.Module, *, rank: int, alpha: int | None = None, depth: float = 1.0, seed: int = 0, tokens: Sequence[int] = ()) -> nn.Module:
@@ -64,6 +65,17 @@ def make_trainable(module: nn.Module) -> None:
     adapted = adapters.is_adapted(module)
     for name, p in module.named_parameters():
         p.requires_grad_(not adapted or _of_adapter(name))
+
+
+def refuse_other_rank(module: nn.Module, options: TrainOptions) -> None:
+    """Raises ConfigError where a rank was set and the model carries an adapter of another: that adapter is what trains, whatever was set."""
+    if not adapters.is_adapted(module) or "lora_rank" not in options.model_fields_set:
+        return
+    wrapped: Any = module
+    rank = wrapped.active_peft_config.to_dict().get("r")
+    if options.lora_rank != rank:
+        what = f"the model carries an adapter of rank {rank}, which is trained on, so that lora_rank {options.lora_rank} would be ignored"
+        raise ConfigError(what, hint="leave out lora_rank, or begin with a model without an adapter")
 
 
 def _of_adapter(name: str) -> bool:

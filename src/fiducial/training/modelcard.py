@@ -68,6 +68,10 @@ def write(folder: Path, facts: Facts) -> Path:
     adapted = (folder / adapters.CONFIG).is_file()
     scores = (folder / scorehead.FILE).is_file()
     base, licence = origin(facts.base)
+    below = _below(folder) or facts.base if adapted else ""
+    if below:
+        # an adapter is loaded on the very weights it was trained on; the model that those came from is another one
+        base = origin(below)[0] if _on_hub(below) else ""
     header = ModelCardData(
         base_model=base or None,
         library_name="peft" if adapted else "transformers",
@@ -76,7 +80,7 @@ def write(folder: Path, facts: Facts) -> Path:
         tags=["fiducial", facts.method.split("/")[-1], *(["lora"] if adapted else []), *(["reward-model"] if scores else [])],
         datasets=sorted({f"{a}/{b}" for a, b in DATASET.findall(str(facts.run.options.get("data") or ""))}) or None,
     )
-    parts = [*_opening(facts, base), *_made(facts), *_measured(facts), *_not_measured(facts), *_loaded(facts, base, adapted, scores, _conditional(folder))]
+    parts = [*_opening(facts, base), *_made(facts), *_measured(facts), *_not_measured(facts), *_loaded(base, below, scores, _conditional(folder))]
     write_atomic(folder / FILE, "\n".join([f"---\n{header.to_yaml()}\n---\n", *parts]))
     return folder / FILE
 
@@ -100,6 +104,19 @@ def origin(uri: str, *, depth: int = 8) -> tuple[str, str]:
     return name, _cached_licence(name)
 
 
+def _on_hub(uri: str) -> bool:
+    """Whether transformers opens the same weights by the name that `origin` gives: those of the hub, not of a folder or a run."""
+    return uri == "smollm2" or (not uri.startswith("run:") and not Path(uri).expanduser().is_dir() and bool(origin(uri)[0]))
+
+
+def _below(folder: Path) -> str:
+    """How the model below the adapter in `folder` is opened; empty where nothing says it."""
+    try:
+        return adapters.base_of(folder)
+    except ModelError:
+        return ""
+
+
 def shown(value: object, most: int = 300) -> str:
     """A value as one line of plain text in Markdown: nothing in it is markup, a link, an image or a control character.
 
@@ -110,7 +127,8 @@ def shown(value: object, most: int = 300) -> str:
     text = "".join(c if c.isprintable() else f"U+{ord(c):04X}" for c in text)
     text = text if len(text) <= most else text[: most - 3] + "..."
     text = re.sub(r"([\\`*_{}\[\]()#+!|~@-])", r"\\\1", text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;"))
-    return text.replace("://", ":&#47;&#47;")  # or an address would become a link by itself
+    # or an address would become a link by itself
+    return re.sub(r"(www)\.", r"\1&#46;", text.replace("://", ":&#47;&#47;"), flags=re.IGNORECASE)
 
 
 def _of_folder(folder: Path, depth: int) -> tuple[str, str]:
@@ -202,25 +220,34 @@ def _conditional(folder: Path) -> bool:
     return place.is_file() and control.ALIGNED in {token["content"] for token in json.loads(place.read_text(encoding="utf-8"))["added_tokens"]}
 
 
-def _loaded(facts: Facts, base: str, adapted: bool, scores: bool, conditional: bool) -> Iterator[str]:
+def _loaded(base: str, below: str, scores: bool, conditional: bool) -> Iterator[str]:
+    """How it is opened; `below` is the model below an adapter."""
     yield '## How to load it\n\nFOLDER is where this file lies.\n\n```python\nimport fiducial\n\nmodel = fiducial.open("FOLDER")\n```\n'
     if scores:
         yield "The scores come from `score_head.safetensors`, which fiducial alone reads: `fiducial align learned_reward --help`.\n"
         return
-    lines = ["from transformers import AutoModelForCausalLM, AutoTokenizer", ""]
-    if adapted:
-        lines.insert(0, "from peft import PeftModel")
-        lines += [f"base = AutoModelForCausalLM.from_pretrained({json.dumps(base or facts.base)})", 'model = PeftModel.from_pretrained(base, "FOLDER")']
+    if below and not base:
+        yield f"The weights below this adapter are {shown(below)}, which are on no hub: open it with fiducial, where those are.\n"
     else:
-        lines.append('model = AutoModelForCausalLM.from_pretrained("FOLDER")')
-    yield "\n".join(["```python", *lines, 'tokenizer = AutoTokenizer.from_pretrained("FOLDER")', "```\n"])
+        yield from _by_transformers(base if below else "")
     if conditional:
         both = " and ".join(f"`{token}`" for token in control.TOKENS)
         yield f"{both} are control tokens. fiducial puts the first after every prompt and never samples either; in another program put it there yourself.\n"
-        if adapted:
+        if below:
             yield "Before the adapter is put on, the base model needs `resize_token_embeddings(len(tokenizer))`; generate with both ids as `suppress_tokens`.\n"
         else:
             yield "Their ban stands in `generation_config.json` as `suppress_tokens`.\n"
+
+
+def _by_transformers(base: str) -> Iterator[str]:
+    """The lines of Python; `base` is the model of the hub below an adapter."""
+    lines = ["from transformers import AutoModelForCausalLM, AutoTokenizer", ""]
+    if base:
+        lines.insert(0, "from peft import PeftModel")
+        lines += [f"base = AutoModelForCausalLM.from_pretrained({json.dumps(base)})", 'model = PeftModel.from_pretrained(base, "FOLDER")']
+    else:
+        lines.append('model = AutoModelForCausalLM.from_pretrained("FOLDER")')
+    yield "\n".join(["```python", *lines, 'tokenizer = AutoTokenizer.from_pretrained("FOLDER")', "```\n"])
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> Iterator[str]:

@@ -50,7 +50,8 @@ class GroupLogProbs:
     mask: Tensor
     """Whether there is a completion, [G, K], bool."""
     targets: Tensor
-    """Probability that each completion is the best, [G, K]; rows sum to 1. All on the first completion where the group does not say."""
+    """Probability that each completion is the best, [G, K]; rows sum to 1. Where the group does not say, all on the completion
+    with the highest reward, else on the first."""
     rewards: Tensor
     """Reward per completion, [G, K]; NaN where unknown."""
     weight: Tensor
@@ -150,8 +151,12 @@ def _tokens(length: Tensor, given: Mapping[str, Tensor]) -> Tokens:
 
 
 def shares(group: Group) -> list[float]:
-    """The target of each completion: all on the first where the group does not say."""
-    return list(group.targets) if group.targets is not None else [1.0] + [0.0] * (len(group.completions) - 1)
+    """The target of each completion. Without targets all is on the one with the highest known reward, of equals the first; without rewards on the first."""
+    if group.targets is not None:
+        return list(group.targets)
+    known = [(reward, -k) for k, reward in enumerate(group.rewards or ()) if reward is not None]
+    best = -max(known)[1] if known else 0
+    return [float(k == best) for k in range(len(group.completions))]
 
 
 def keep(group: Group, chosen: Sequence[int]) -> Group:
@@ -165,3 +170,9 @@ def keep(group: Group, chosen: Sequence[int]) -> Group:
 def preferred(group: Group) -> Group:
     """The group without completions that have no share in its target: what an objective that imitates is given."""
     return keep(group, [k for k, share in enumerate(shares(group)[: len(group.completions)]) if share > 0])
+
+
+def examples(group: Group) -> Group:
+    """The preferred completions; none where the only one is labelled false, which data formats give as a reward of 0."""
+    labelled_false = group.targets is None and group.rewards == (0.0,)
+    return keep(group, []) if labelled_false else preferred(group)

@@ -3,7 +3,8 @@
 Each step draws K answers to some prompts from the model as it is, token by token what is then trained on; scores them with one or more
 rewards; and makes one or more updates on them with the machinery of the one training loop. Policy-gradient objectives take the answers
 with their advantages; objectives over pairs and groups (align/dpo, align/exo, align/sft, ...) take them as labelled groups, which is
-online preference optimisation. The reference is the model as it was when the run began.
+online preference optimisation; those that value single answers (align/rwr, align/unlikelihood) take them with their rewards. The reference
+is the model as it was when the run began.
 
 Every step's samples are fresh, so distance, length and repetition are measured on them, and every rule that stops a run is asked after
 every step. A run that is killed goes on from its last checkpoint with the same weights as one that was not.
@@ -32,7 +33,7 @@ from fiducial.training import lora, samples, sharding
 from fiducial.training.constraint import Multiplier, Point, balanced, best, front
 from fiducial.training.data import Data
 from fiducial.training.kl import Pull, k3
-from fiducial.training.loop import Report, batch
+from fiducial.training.loop import Report, batch, has_added, planned_steps
 from fiducial.training.objective import GroupLogProbs
 from fiducial.training.online_card import Bounds, Look, stops, surface
 from fiducial.training.online_options import OnlineOptions
@@ -43,6 +44,8 @@ from fiducial.training.rewards import Mixture, Scale, Values, mean, without_end
 from fiducial.training.schedule import exploded, rate
 from fiducial.training.updates import Updates
 
+UNUSED = ("from_scratch", "sizes", "learn", "watch_every")
+"""Options of training that mean nothing here."""
 LOOKED_AT = 32
 """Prompts that are answered once before training and again after it."""
 STATE = ("step", "seconds", "answers", "left_out", "stop", "history")
@@ -72,6 +75,8 @@ class OnlineResult:
     planned: int
     prompts: int
     """Prompts that fit with their answers; longer ones were left out."""
+    demonstrations: int
+    """Demonstrations that could be imitated; longer ones and those without an answer were left out."""
     answers: int
     """Answers drawn for training."""
     left_out: int
@@ -107,26 +112,22 @@ def learn(
     """
     from accelerate import Accelerator
 
-    _check(task, objective, online)
+    _check(task, objective, options, online)
     accelerator = Accelerator(cpu=model.device.type == "cpu")
     folder = agreed(accelerator, folder)
     if sharding.wanted(accelerator):
         raise ConfigError("a model whose weights are shared out cannot be sampled from while it learns", hint="learn from rewards without FSDP")
-    room = min(options.max_length, model.context) - online.max_tokens
-    fitting = [p for p in task.prompts if len(model.encode(p.messages)[0]) <= room]
-    if not fitting:
-        raise DataError(f"none of {len(task.prompts)} prompts fits with its answers", hint="raise max_length, or shorten prompts or max_tokens")
-    fresh = bool(options.lora_rank) and not adapters.is_adapted(model.module)
-    if fresh:
+    lora.refuse_other_rank(model.module, options)
+    task = _fitting(model, task, options, online)
+    adapted, added = adapters.is_adapted(model.module), has_added(model, folder)
+    # below a new adapter lie frozen weights; others train themselves, and the run is held to them as they are now
+    fresh = bool(options.lora_rank) and (added or not adapted)
+    origin = lora.base_fingerprint(model.module) if fresh else model.fingerprint
+    if fresh and not added:
         model.module = lora.attach(model.module, rank=options.lora_rank, depth=options.lora_depth, seed=options.seed)
     lora.make_trainable(model.module)
     updates = Updates(model, objective, options, accelerator, temperature=online.temperature)
-    return _Online(updates, replace(task, prompts=fitting), online, samples.Start(model, updates.trainables, fresh=fresh), folder).run(report, sink)
-
-
-def planned_steps(prompts: int, options: TrainOptions) -> int:
-    """Steps that the prompts take."""
-    return max(1, math.ceil(options.epochs * prompts / options.batch))
+    return _Online(updates, task, online, samples.Start(model, updates.trainables, fresh=fresh), folder, origin).run(report, sink)
 
 
 def bounds(task: Task, online: OnlineOptions) -> Bounds:
@@ -134,12 +135,16 @@ def bounds(task: Task, online: OnlineOptions) -> Bounds:
     return Bounds(online.kl_budget, online.length_change, tuple(p.label for p in task.rewards.parts if not p.weight))
 
 
-def _check(task: Task, objective: Objective, online: OnlineOptions) -> None:
+def _check(task: Task, objective: Objective, options: TrainOptions, online: OnlineOptions) -> None:
     sampled = isinstance(objective, SampledObjective)
     if not task.prompts:
         raise DataError("there are no prompts to learn from", hint="give at least one")
-    if online.k < objective.least:
-        raise ConfigError(f"{objective.name} compares answers, but k is {online.k}", hint=f"draw at least {objective.least} answers to each prompt")
+    for name in UNUSED:
+        if getattr(options, name) != TrainOptions.model_fields[name].default:
+            raise ConfigError(f"{name} says nothing to a model that learns from its own samples", hint=f"leave out {name}")
+    least = max(objective.least, 2) if _labelled(objective) else objective.least  # the better one of a single answer is unknown
+    if online.k < least:
+        raise ConfigError(f"{objective.name} compares answers, but k is {online.k}", hint=f"draw at least {least} answers to each prompt")
     if not sampled and set(objective.reads) - {"tokens"}:
         raise ConfigError(f"{objective.name} cannot learn from samples of the policy", hint="use align/grpo, align/rloo, align/ppo, or an objective over pairs")
     if objective.controlled:
@@ -148,6 +153,29 @@ def _check(task: Task, objective: Objective, online: OnlineOptions) -> None:
         raise ConfigError(f"{objective.name} has no KL term to move and takes no demonstrations besides", hint="leave out kl_target and demonstrations")
     if isinstance(objective, SampledObjective) and online.kl_target is not None and not objective.beta:
         raise ConfigError("kl_target moves beta by shares of it, but beta is 0", hint="give a beta to start from")
+
+
+def _fitting(model: LocalModel, task: Task, options: TrainOptions, online: OnlineOptions) -> Task:
+    """The task without prompts and demonstrations that are too long. Raises DataError when none is left."""
+    limit = min(options.max_length, model.context)
+    prompts = [p for p in task.prompts if len(model.encode(p.messages)[0]) <= limit - online.max_tokens]
+    if not prompts:
+        raise DataError(f"none of {len(task.prompts)} prompts fits with its answers", hint="raise max_length, or shorten prompts or max_tokens")
+    shown = samples.imitable(model, task.demonstrations, max_length=limit)
+    if task.demonstrations and not shown:
+        raise DataError(f"none of {len(task.demonstrations)} demonstrations can be imitated", hint="each needs an answer and must fit into max_length")
+    return replace(task, prompts=prompts, demonstrations=shown)
+
+
+def _valued(objective: Objective) -> bool:
+    """Whether it learns from single answers by what each is worth: it reads the `value` of tokens, and compares nothing."""
+    single = objective.least == 1 and not objective.per_token
+    return single and "tokens" in objective.reads and not isinstance(objective, SampledObjective)
+
+
+def _labelled(objective: Objective) -> bool:
+    """Whether it is told which answer is the best."""
+    return not isinstance(objective, SampledObjective) and not _valued(objective)
 
 
 @dataclass(slots=True)
@@ -166,11 +194,9 @@ class _Scored:
 class _Online:
     """One run: the state that changes, and a method per part of a step."""
 
-    def __init__(self, updates: Updates, task: Task, online: OnlineOptions, start: samples.Start, folder: Path) -> None:
-        self.updates, self.task, self.online, self.start, self.folder = updates, task, online, start, folder
+    def __init__(self, updates: Updates, task: Task, online: OnlineOptions, start: samples.Start, folder: Path, origin: str) -> None:
+        self.updates, self.task, self.online, self.start, self.folder, self.origin = updates, task, online, start, folder, origin
         self.model, self.options, self.accelerator = updates.model, updates.options, updates.accelerator
-        module = self.model.module
-        self.origin = lora.base_fingerprint(module) if adapters.is_adapted(module) else self.model.fingerprint
         self.planned = planned_steps(len(task.prompts), self.options)
         self.sampled = updates.objective if isinstance(updates.objective, SampledObjective) else None
         self.rounds = online.updates or (self.sampled.updates if self.sampled else 1)
@@ -204,7 +230,8 @@ class _Online:
         chosen = self._best()
         after = self._look(*self._asked_again())
         counts = (self.answers, self.left_out, self.updates.tokens, self.updates.naive)
-        return OnlineResult(self.step, self.planned, len(self.task.prompts), *counts, self.seconds, stop, before, after, self.history, chosen)
+        used = (len(self.task.prompts), len(self.task.demonstrations))
+        return OnlineResult(self.step, self.planned, *used, *counts, self.seconds, stop, before, after, self.history, chosen)
 
     def _one_step(self, sink: Sink) -> dict[str, float]:
         """Draws, scores, and updates; figures are over all processes."""
@@ -278,15 +305,19 @@ class _Online:
     def _updated(self, scored: _Scored) -> dict[str, float]:
         """Updates on what can be learnt from: figures of the last one, the share of groups that teach nothing, the answers left out."""
         drawn, taught = scored.drawn, self._balanced(scored)
-        chosen = [samples.choose(self.updates.objective, i, g, contrast=self.sampled is None) for i, g in enumerate(taught)]
+        objective = self.updates.objective
+        chosen = [samples.choose(objective, i, g, contrast=_labelled(objective)) for i, g in enumerate(taught)]
         picks = [pick for pick in chosen if pick is not None]
         flat, left_out = 1 - len(picks) / len(taught), int(drawn.parts.mask.sum()) - sum(len(p.completions) for p in picks)
         if not picks:
             return {"loss": 0.0, "grad_norm": 0.0, "learning_rate": 0.0, "flat_share": 1.0, "left_out": float(left_out)}
         data, at = samples.picked(drawn, picks)
         old, before = _logp(scored.old)[at], _logp(scored.before)[at]
+        if _valued(objective):
+            data = samples.with_given(data, {"value": data.parts.spread(data.parts.rewards)})
         if self.sampled:
-            data, before, flat = self._lessons(data, scored.old, at, before)
+            data, before, of_picked = self._lessons(data, scored.old, at, before)
+            flat = 1 - (1 - of_picked) * len(picks) / len(taught)
             old = torch.cat([old, torch.zeros(len(before) - len(old))])  # of demonstrations, which no ratio is taken of
         figures: dict[str, float] = {}
         for turn in range(self.rounds):
@@ -307,7 +338,7 @@ class _Online:
         return groups
 
     def _lessons(self, data: Data, old: GroupLogProbs, at: Tensor, before: Tensor) -> tuple[Data, Tensor, float]:
-        """The data with what each token is taught, and demonstrations mixed in; the share of groups that teach nothing."""
+        """The data with what each token is taught, and demonstrations mixed in; the share of its groups that teach nothing."""
         assert self.sampled is not None
         assert old.tokens is not None
         objective: Any = self.sampled  # a dataclass, as every method is
@@ -315,7 +346,7 @@ class _Online:
         values = old.tokens.values[at] if old.tokens.values is not None else None
         taught = self.sampled.lessons(data.parts.with_tokens(_logp(old)[at], values), data.parts.with_tokens(before), room=self.online.max_tokens)
         flat = float(taught.flat.float().mean())
-        if not self.task.demonstrations:
+        if not (self.task.demonstrations and self.online.mix):
             return samples.with_given(data, taught.given), before, flat
         endless = self.options.model_copy(update={"epochs": 1e9})
         examples = [self.task.demonstrations[i] for i in batch(self.step, len(self.task.demonstrations), endless)]
@@ -347,8 +378,9 @@ class _Online:
 
     def _broken(self, before: Look) -> str:
         """A reason to stop that the last step shows, or nothing."""
-        norms = [figures["grad_norm"] for figures in self.history]
-        return stops(self.history, before, self.bounds) or exploded(norms[-1], norms[:-1])
+        # where all groups are flat the gradient is that of the KL term alone, beside which any reward's is large
+        norms = [h["grad_norm"] for h in self.history if h["flat_share"] < 1]
+        return stops(self.history, before, self.bounds) or (exploded(norms[-1], norms[:-1]) if norms else "")
 
     def _spent(self) -> str:
         """A reason to stop when time is up; not kept in checkpoints, since a resumed run may be given more."""
@@ -370,27 +402,28 @@ class _Online:
         self.updates.trainables.publish()
         return chosen
 
-    def _keep_if_best(self) -> None:
-        """Keeps the weights while no other checkpoint had both a higher reward and a lower cost since it was saved."""
+    def _keep_if_best(self) -> set[Point]:
+        """Keeps the weights while no other checkpoint had both a higher reward and a lower cost since it was saved; those no longer kept.
+
+        Every process keeps the list, which follows from the history, and the main one the files.
+        """
         from safetensors.torch import save
 
         since = self.points[-1].step if self.points else 0
         recent = [h for h in self.history if h["step"] > since and not math.isnan(h["cost"] + h["reward"])]
         if not recent:
-            return
+            return set()
         points = front([*self.points, Point(self.step, fmean(h["reward"] for h in recent), fmean(h["cost"] for h in recent))])
-        if points[-1].step == self.step:
+        if points[-1].step == self.step and self.accelerator.is_main_process:
             write_atomic(self._kept(points[-1]), save({n: w.detach().contiguous() for n, w in self.updates.trainables.masters.items()}))
-        for gone in set(self.points) - set(points):
-            self._kept(gone).unlink(missing_ok=True)
-        self.points = points
+        gone, self.points = set(self.points) - set(points), points
+        return gone
 
     def _kept(self, point: Point) -> Path:
         return self.folder / f"front-{point.step}.safetensors"
 
     def _save(self) -> None:
-        if self.task.cost and self.accelerator.is_main_process:
-            self._keep_if_best()
+        gone = self._keep_if_best() if self.task.cost else set()
         state = {name: getattr(self, name) for name in STATE} | {
             "identity": self.identity,
             "origin": self.origin,
@@ -402,6 +435,8 @@ class _Online:
             "tokens": [self.updates.tokens, self.updates.naive],
         }
         self.updates.save(self.folder, step=self.step, state=state)
+        for point in gone if self.accelerator.is_main_process else ():  # not before: the checkpoint until now names them
+            self._kept(point).unlink(missing_ok=True)
 
     def _resume(self) -> None:
         state = self.updates.load(self.folder, self._admit)

@@ -36,7 +36,8 @@ SAYS: dict[Outcome, str] = {
 class FreshSamples:
     """Watches a model that trains. Made before training, with the model as it is then.
 
-    The base model is the one below the adapter; where all weights train, give it as `base`, or drift is not measured.
+    The base model is the one below the adapter. Give it as `base` where all weights train, or drift is not measured, and where the model begins
+    with an adapter, or drift is measured from the model below that.
     """
 
     def __init__(

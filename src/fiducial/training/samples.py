@@ -10,7 +10,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fiducial.core.errors import DataError
 from fiducial.core.records import Completion, Group, Prompt
 from fiducial.core.roles import Objective
 from fiducial.models.forest import Paths
@@ -19,7 +18,7 @@ from fiducial.models.scorehead import LAST, ScoreHead
 from fiducial.training import lora
 from fiducial.training.advantages import EQUAL
 from fiducial.training.data import Data
-from fiducial.training.objective import GroupLogProbs, keep, layout, preferred
+from fiducial.training.objective import GroupLogProbs, examples, keep, layout, preferred
 from fiducial.training.online_options import OnlineOptions
 from fiducial.training.weights import Trainables
 
@@ -44,9 +43,10 @@ def draw(model: LocalModel, prompts: Sequence[tuple[int, Prompt]], options: Onli
 
 
 def data(model: LocalModel, groups: Sequence[Group], *, max_length: int) -> Data:
-    """Drawn answers as training data: the prompt's tokens, the drawn ones, and the end token where the answer ended.
+    """Drawn answers as training data: the prompt's tokens, the drawn ones, and the template's end-of-turn token where the answer ended.
 
-    Groups are left out whose prompt did not fit into the context, or has an answer that is empty (where the model has no end token) or
+    A completion does not say which token ended it: where a model has several (Llama 3, Qwen) and another was drawn, the end of turn is
+    trained in its place. Groups are left out whose prompt did not fit into the context, or has an answer that is empty (where the model has no end token) or
     longer than `max_length` with its prompt.
     """
     kept: list[Group] = []
@@ -81,17 +81,15 @@ def picked(drawn: Data, picks: Sequence[Pick]) -> tuple[Data, Tensor]:
     return _data([p.record for p in picks], paths, lengths, 0), torch.tensor([e for i in chosen for e in spans[i]], dtype=torch.long)
 
 
-def mixed(model: LocalModel, drawn: Data, given: Mapping[str, Tensor], before: Tensor, examples: Sequence[Group], weight: float) -> tuple[Data, Tensor]:
+def mixed(model: LocalModel, drawn: Data, given: Mapping[str, Tensor], before: Tensor, demonstrations: Sequence[Group], weight: float) -> tuple[Data, Tensor]:
     """`drawn` with the preferred completions of demonstrations added to it, and the reference's log-probabilities, [E], of both.
 
-    `given` is 0 for demonstrations, but for `imitate`, which shares `weight` out among their tokens.
+    `given` is 0 for demonstrations, but for `imitate`, which shares `weight` out among their tokens. These are `imitable`.
     """
-    shown = [keep(preferred(e), [0]) for e in examples]
-    rows = [model.encode(g.prompt.messages, g.completions[0].text, end=g.completions[0].finish != "length") for g in shown]
+    shown = [keep(preferred(g), [0]) for g in demonstrations]
+    rows = [_encoded(model, g) for g in shown]
     sizes = [len(ids) - start for ids, start in rows]
     total, count = sum(sizes), len(drawn.groups)
-    if not total:
-        raise DataError("the demonstrations have no tokens to learn", hint="give demonstrations with answers")
     lengths = [drawn.parts.length[g, : len(group.completions)].tolist() for g, group in enumerate(drawn.groups)] + [[n] for n in sizes]
     paths = Paths(
         [*drawn.paths.ids, *(ids for ids, _ in rows)],
@@ -102,6 +100,25 @@ def mixed(model: LocalModel, drawn: Data, given: Mapping[str, Tensor], before: T
     longer = {name: torch.cat([values, nothing]) for name, values in given.items()}
     longer["imitate"] = torch.cat([torch.zeros(len(before)), torch.full((total,), weight / total)])
     return _data([*drawn.groups, *shown], paths, lengths, drawn.left_out, longer), torch.cat([before, nothing])
+
+
+def imitable(model: LocalModel, demonstrations: Sequence[Group], *, max_length: int) -> list[Group]:
+    """Those whose first preferred completion has tokens to learn and fits into `max_length` with its prompt."""
+
+    def fits(group: Group) -> bool:
+        shown = examples(group)
+        if not shown.completions:
+            return False
+        ids, start = _encoded(model, keep(shown, [0]))
+        return start < len(ids) <= max_length
+
+    return [g for g in demonstrations if fits(g)]
+
+
+def _encoded(model: LocalModel, group: Group) -> tuple[list[int], int]:
+    """Token ids of a demonstration, and the first that is learnt."""
+    completion = group.completions[0]
+    return model.encode(group.prompt.messages, completion.text, end=completion.finish != "length")
 
 
 def with_given(drawn: Data, given: Mapping[str, Tensor]) -> Data:
@@ -138,7 +155,7 @@ def choose(objective: Objective, index: int, group: Group, *, contrast: bool) ->
 def per_group(model: LocalModel, drawn: Data, chosen: Sequence[int], *, temperature: float, head: ScoreHead | None = None) -> list[Tensor]:
     """Log-probability of each token of each chosen group under the model as it is, and in a second row the head's value before it: [1 or 2, E].
 
-    Computed in the rows in which the groups would be trained, so that rounding is the same in both.
+    Computed in rows as training packs them; which groups share a row may differ, so log-probabilities may too, by rounding.
     """
     paths = drawn.paths.select(drawn.paths_of(chosen))
     spans = paths.spans()

@@ -21,6 +21,10 @@ def rate(step: int, last: int, options: TrainOptions, peak: float) -> float:
 
 
 def exploded(norm: float, norms: Sequence[float]) -> str:
-    """A reason to stop when the gradient's norm is over 100 times the median of at least ten before it; else empty."""
-    usual = statistics.median(norms) if len(norms) >= 10 else math.inf
+    """A reason to stop when the gradient's norm is over 100 times the median of at least ten before it; else empty.
+
+    Steps without a gradient do not count: they say nothing of what is usual where there is one.
+    """
+    known = [n for n in norms if n > 0]
+    usual = statistics.median(known) if len(known) >= 10 else math.inf
     return f"the gradient's norm {norm:.3g} is over 100 times its median {usual:.3g}" if norm > EXPLODED * usual else ""

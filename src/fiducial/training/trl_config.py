@@ -63,7 +63,8 @@ class ConfigFile:
         data, marks = load_yaml(path)
         if data is not None and not isinstance(data, dict):
             raise ConfigError(f"{marks[()]}: a TRL configuration is a list of `field: value` lines", hint="for example learning_rate: 1e-6")
-        merged, typed = override(data or {}, overrides)
+        # of a run that goes on the secrets are no longer known; those that TRL has a field for are switched off here
+        merged, typed = override(data or {}, [each for each in overrides if not each.endswith("=***")])
         found = cls(path, merged, marks | dict.fromkeys(typed, "--override"))
         _needed()
         found._refuse_unknown(KINDS)
@@ -163,9 +164,9 @@ def _reads(kind: str, columns: set[str]) -> bool:
 
 
 def _without_gpu(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """What a machine without a GPU needs where the file is silent: TRL's default, bfloat16 on a GPU, is an error there."""
+    """What training without a GPU needs where the file is silent: TRL's default, bfloat16 on a GPU, is an error there."""
     import torch
 
-    if torch.cuda.is_available() or "use_cpu" in fields:
+    if fields.get("use_cpu", not torch.cuda.is_available()) is not True:
         return {}
     return {"use_cpu": True} | ({} if {"bf16", "fp16"} & set(fields) else {"bf16": False})

@@ -1,6 +1,6 @@
 """Optimizer steps: forward, backward and update on chosen groups, whatever the objective reads.
 
-One row of the prefix-tree engine is in memory at a time. Losses couple the completions of one group only, so each row goes backward
+One row of the prefix-tree engine is in memory at a time, on a CPU one per thread. Losses couple the completions of one group only, so each row goes backward
 on its own; a group that fills several rows takes two passes, the first without gradients, and is as exact. What couples a whole step
 (mismatched pairs) carries no gradient and is computed before.
 
@@ -12,7 +12,7 @@ gradients are added up. Where weights are shared out besides (FSDP), each pass n
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -55,6 +55,30 @@ class _Work:
     """Log-probabilities of the step's mismatched pairs, [M]."""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Part:
+    """Some of this process's groups of a step, and the rows they are computed in."""
+
+    places: list[int]
+    """Which, among all of them."""
+    chosen: list[int]
+    """Which, in the data."""
+    paths: Paths
+    owner: list[int]
+    """The group of each path, as an index into `chosen`."""
+    rows: list[Row]
+
+    @property
+    def fed(self) -> int:
+        """Tokens the network sees."""
+        return sum(len(row.ids) for row in self.rows)
+
+    @property
+    def spread(self) -> bool:
+        """Whether a group fills more than one row."""
+        return len({(self.owner[p], i) for i, row in enumerate(self.rows) for p in row.paths}) > len(set(self.owner))
+
+
 class Updates:
     """A model in training: its trainable weights, its optimizer, and the step that takes the data as an argument.
 
@@ -75,6 +99,8 @@ class Updates:
         """Tokens the network saw, and would have seen without sharing, over all processes."""
         self._seen = (0, 0)
         self._engines: list[Engine] = []
+        self._alone = False
+        """Whether the model could not be copied for a second thread."""
 
     def step(
         self, data: Data, chosen: Sequence[int], *, rate: float, reference: GroupLogProbs | None = None, mismatched: Tensor | None = None
@@ -170,13 +196,11 @@ class Updates:
         losses = self.objective(self._policy(work, chosen, read), work.reference.select(chosen) if work.reference is not None else None)
         return (share * losses).sum()
 
-    def _passes(self, paths: Paths, *, grad: bool) -> Iterator[tuple[list[int], Scores]]:
-        """The engine's rows. Where weights are shared out, rows of no path follow until every process has had as many."""
-        idle = 0
-        if self.trainables.shared_out:
-            own = len(self._plan(paths, grad=grad))
-            idle = max(gathered(self.accelerator, own)) - own
-        yield from self.model.engine.stream(paths, grad=grad, **self._asked)
+    def _passes(self, paths: Paths, *, grad: bool, rows: list[Row] | None = None) -> Iterator[tuple[list[int], Scores]]:
+        """The engine's rows, planned before or not. Where weights are shared out, rows of no path follow until every process has had as many."""
+        rows = self._plan(paths, grad=grad) if rows is None else rows
+        idle = max(gathered(self.accelerator, len(rows))) - len(rows) if self.trainables.shared_out else 0
+        yield from self.model.engine.stream(paths, grad=grad, rows=rows, **self._asked)
         for _ in range(idle):
             for _, scores in self.model.engine.stream(IDLE, grad=grad, **self._asked):
                 yield [], scores
@@ -191,23 +215,20 @@ class Updates:
     def _backward(self, work: _Work, chosen: list[int], share: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Adds the gradient of `sum(share * loss)`; gives that sum and what was read of the chosen groups."""
         parts = self._parts(work, chosen)
+        for part in parts:
+            self._saw(part.fed, part.paths)
         if len(parts) > 1:
-            return self._abreast(work, chosen, share, parts)
-        paths, owner = self._paths(work, chosen)
-        spans = self._spans(paths)
-        rows = self._plan(paths, grad=True)
-        self._saw(sum(len(row.ids) for row in rows), paths)
-        spread = _spread(rows, owner)
-        if any(gathered(self.accelerator, spread)) if self.trainables.shared_out else spread:
-            return self._two_passes(work, chosen, share, paths, spans)
-        return self._row_by_row(work, chosen, share, self._passes(paths, grad=True), self._pull)
+            return self._abreast(work, share, parts)
+        (whole,) = parts
+        if any(gathered(self.accelerator, whole.spread)) if self.trainables.shared_out else whole.spread:
+            return self._two_passes(work, share, whole)
+        return self._row_by_row(work, share, whole, self._passes(whole.paths, grad=True, rows=whole.rows), self._pull)
 
     def _row_by_row(
-        self, work: _Work, chosen: list[int], share: Tensor, passes: Iterator[tuple[list[int], Scores]], pull: Callable[[Tensor], None]
+        self, work: _Work, share: Tensor, whole: _Part, passes: Iterator[tuple[list[int], Scores]], pull: Callable[[Tensor], None]
     ) -> tuple[Tensor, list[Tensor]]:
         """The same for rows that hold whole groups; `pull` takes each row's part of the loss."""
-        paths, owner = self._paths(work, chosen)
-        spans = self._spans(paths)
+        chosen, owner, spans = whole.chosen, whole.owner, self._spans(whole.paths)
         sum_of_losses, found = torch.zeros(()), self._nothing(spans)
         for indices, scores in passes:
             read = self._read(scores)
@@ -223,74 +244,71 @@ class Updates:
             sum_of_losses += loss.detach().cpu()
         return sum_of_losses, found
 
-    def _paths(self, work: _Work, chosen: list[int]) -> tuple[Paths, list[int]]:
-        """The paths of the chosen groups, and the place of each one's group among them."""
-        paths = work.data.paths.select(work.data.paths_of(chosen))
-        return paths, [i for i, g in enumerate(chosen) for _ in work.data.groups[g].completions]
+    def _part(self, work: _Work, chosen: list[int], places: Sequence[int]) -> _Part:
+        own = [chosen[i] for i in places]
+        paths = work.data.paths.select(work.data.paths_of(own))
+        owner = [i for i, g in enumerate(own) for _ in work.data.groups[g].completions]
+        return _Part(list(places), own, paths, owner, self._plan(paths, grad=True))
 
-    def _parts(self, work: _Work, chosen: list[int]) -> list[list[int]]:
-        """Places among the chosen groups, for each thread; one part where threads do not pay.
+    def _parts(self, work: _Work, chosen: list[int]) -> list[_Part]:
+        """The chosen groups, some for each thread; one part where threads do not pay.
 
         Each thread has a gradient of its own, hence only adapters; and a group that fills several rows is left to `_two_passes`.
         """
-        alone = [list(range(len(chosen)))]
-        apart = any(master is not p for p, master in zip(self.trainables.named.values(), self.trainables.masters.values(), strict=True))
-        if self.accelerator.num_processes > 1 or not self.options.lora_rank or apart:
-            return alone
-        paths, owner = self._paths(work, chosen)
-        size = [0] * len(chosen)
-        for place, ids in zip(owner, paths.ids, strict=True):
-            size[place] += len(ids)
-        parts: list[list[int]] = [[] for _ in range(abreast.threads(self.model.device, min(len(chosen), sum(size) // TOKENS_EACH)))]
-        for place in sorted(range(len(chosen)), key=lambda i: (-size[i], i)):
-            min(parts, key=lambda part: sum(size[i] for i in part)).append(place)
-        parts = [sorted(part) for part in parts]
-        for part in parts:
-            own, of = self._paths(work, [chosen[i] for i in part])
-            if _spread(self._plan(own, grad=True), of):
-                return alone
-        return parts if len(self._beside(len(parts))) == len(parts) else alone
+        places = range(len(chosen))
+        size = [sum(len(work.data.paths.ids[p]) for p in work.data.paths_of([g])) for g in chosen]
+        count = abreast.threads(self.model.device, min(len(chosen), sum(size) // TOKENS_EACH)) if self._divisible else 1
+        if count > 1 and len(self._beside(count)) == count:
+            divided: list[list[int]] = [[] for _ in range(count)]
+            for place in sorted(places, key=lambda i: (-size[i], i)):
+                min(divided, key=lambda part: sum(size[i] for i in part)).append(place)
+            parts = [self._part(work, chosen, sorted(some)) for some in divided]
+            if not any(part.spread for part in parts):
+                return parts
+        return [self._part(work, chosen, places)]
+
+    @property
+    def _divisible(self) -> bool:
+        """Whether gradients are small enough, and lie where they are added up, for each thread to have its own."""
+        direct = all(master is p for p, master in zip(self.trainables.named.values(), self.trainables.masters.values(), strict=True))
+        return self.accelerator.num_processes == 1 and bool(self.options.lora_rank) and direct
 
     def _beside(self, count: int) -> list[Engine]:
         """An engine for each thread, around the same parameters; fewer where the model cannot be copied."""
-        if len(self._engines) < count:
+        if len(self._engines) < count and not self._alone:
             engine = self.model.engine
             self._engines = [engine, *(engine.beside(module) for module in abreast.twins(self.model.module, count)[1:])]
+            self._alone = len(self._engines) < count
         return self._engines[:count]
 
-    def _abreast(self, work: _Work, chosen: list[int], share: Tensor, parts: list[list[int]]) -> tuple[Tensor, list[Tensor]]:
+    def _abreast(self, work: _Work, share: Tensor, parts: list[_Part]) -> tuple[Tensor, list[Tensor]]:
         """The same with a thread for each part; gradients are added in the order of the parts, so that every run adds alike."""
         parameters = self.trainables.parameters
 
-        def alone(engine: Engine, part: list[int]) -> tuple[Tensor, list[Tensor], list[Tensor | None], int]:
-            own = [chosen[i] for i in part]
-            paths, _ = self._paths(work, own)
+        def alone(engine: Engine, part: _Part) -> tuple[Tensor, list[Tensor], list[Tensor | None]]:
             grads: list[Tensor | None] = [None] * len(parameters)
 
             def pull(loss: Tensor) -> None:
                 for i, grad in enumerate(torch.autograd.grad(loss, parameters, allow_unused=True)):
                     grads[i] = _sum(grads[i], grad)
 
-            passes = engine.stream(paths, grad=True, **self._asked)
-            return *self._row_by_row(work, own, share[part], passes, pull), grads, sum(len(row.ids) for row in engine.plan(paths, grad=True))
+            passes = engine.stream(part.paths, grad=True, rows=part.rows, **self._asked)
+            return *self._row_by_row(work, share[part.places], part, passes, pull), grads
 
-        paths, owner = self._paths(work, chosen)
-        spans = self._spans(paths)
-        sum_of_losses, found = torch.zeros(()), self._nothing(spans)
         results = abreast.together([partial(alone, engine, part) for engine, part in zip(self._beside(len(parts)), parts, strict=True)])
-        for part, (loss, read, grads, _) in zip(parts, results, strict=True):
-            places = set(part)
-            at = _at(spans, [i for i, place in enumerate(owner) if place in places])
-            for all_of_it, some in zip(found, read, strict=True):
-                all_of_it[at] = some
+        sum_of_losses, places = torch.zeros(()), []
+        for part, (loss, _, grads) in zip(parts, results, strict=True):
             sum_of_losses += loss
             for parameter, grad in zip(parameters, grads, strict=True):
                 parameter.grad = _sum(parameter.grad, grad)
-        self._saw(sum(fed for *_, fed in results), paths)
-        return sum_of_losses, found
+            # of each number that was read, the place of its group
+            places += [part.places[group] for group, span in zip(part.owner, self._spans(part.paths), strict=True) for _ in span]
+        back = torch.tensor(places).argsort(stable=True)
+        return sum_of_losses, [torch.cat(column)[back] for column in zip(*(read for _, read, _ in results), strict=True)]
 
-    def _two_passes(self, work: _Work, chosen: list[int], share: Tensor, paths: Paths, spans: list[range]) -> tuple[Tensor, list[Tensor]]:
+    def _two_passes(self, work: _Work, share: Tensor, whole: _Part) -> tuple[Tensor, list[Tensor]]:
         """The same when groups are spread over rows: the loss's gradient with respect to what is read first, then row by row."""
+        chosen, paths, spans = whole.chosen, whole.paths, self._spans(whole.paths)
         found = self._nothing(spans)
         for indices, scores in self._passes(paths, grad=False):
             for all_of_it, part in zip(found, self._read(scores), strict=True):
@@ -298,7 +316,7 @@ class Updates:
         leaves = [f.requires_grad_() for f in found]
         loss = self._loss(work, chosen, share, leaves) if chosen else torch.zeros(())
         pulls = torch.autograd.grad(loss, leaves, allow_unused=True) if chosen else [None for _ in leaves]
-        for indices, scores in self._passes(paths, grad=True):
+        for indices, scores in self._passes(paths, grad=True, rows=whole.rows):
             at, read = _at(spans, indices), self._read(scores)
             pulled = [(pull[at].to(part.device) * part).sum() for pull, part in zip(pulls, read, strict=True) if pull is not None]
             self._pull(torch.stack(pulled).sum() if indices else _nought(read))
@@ -315,9 +333,10 @@ class Updates:
         paths = data.mismatched(chosen)
         mine = list(range(self.accelerator.process_index, len(paths), self.accelerator.num_processes))
         own = paths.select(mine)
-        self._saw(sum(len(row.ids) for row in self.model.engine.plan(own)), own)
+        rows = self._plan(own, grad=False)
+        self._saw(sum(len(row.ids) for row in rows), own)
         found = torch.zeros(len(paths))
-        for indices, scores in self._passes(own, grad=False):
+        for indices, scores in self._passes(own, grad=False, rows=rows):
             if indices:
                 found[[mine[i] for i in indices]] = scores.path_logp.float().cpu()
         # each place is filled by one process, zero elsewhere
@@ -327,18 +346,14 @@ class Updates:
         self._seen = (self._seen[0] + fed, self._seen[1] + sum(len(ids) for ids in paths.ids))
 
     def _figures(self, work: _Work, chosen: list[int], loss: Tensor, read: list[Tensor]) -> dict[str, float]:
-        """Loss and the objective's metrics, summed or averaged over processes. Counts the tokens of the step too."""
-        own: Mapping[str, float] = {}
-        if chosen:
-            own = self.objective.metrics(self._policy(work, chosen, read), work.reference.select(chosen) if work.reference is not None else None)
-        said = gathered(self.accelerator, (float(loss), len(chosen), own, self._seen))
+        """Loss and the objective's metrics of the whole step, from what all processes read. Counts the tokens of the step too."""
+        said = gathered(self.accelerator, (float(loss), chosen, read, self._seen))
         self.tokens += sum(seen[0] for *_, seen in said)
         self.naive += sum(seen[1] for *_, seen in said)
-        means = {}
-        for name in sorted({name for _, _, values, _ in said for name in values}):
-            known = [(values[name], n) for _, n, values, _ in said if name in values]
-            means[name] = sum(value * n for value, n in known) / sum(n for _, n in known)
-        return {"loss": sum(x for x, *_ in said)} | means
+        everything = [g for _, own, _, _ in said for g in own]
+        policy = self._policy(work, everything, [torch.cat(parts) for parts in zip(*(each for _, _, each, _ in said), strict=True)])
+        metrics = self.objective.metrics(policy, work.reference.select(everything) if work.reference is not None else None)
+        return {"loss": sum(x for x, *_ in said)} | metrics
 
     def _reduce(self) -> None:
         """Adds up gradients over processes, where FSDP has not; a process without groups of its own takes part with zeros."""
@@ -368,11 +383,6 @@ def _nought(read: Sequence[Tensor]) -> Tensor:
 def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
     """The sum of two gradients, of which either may be missing."""
     return b if a is None else a if b is None else a + b
-
-
-def _spread(rows: Sequence[Row], owner: Sequence[int]) -> bool:
-    """Whether a group fills more than one row; `owner` is the group of each path."""
-    return len({(owner[p], i) for i, row in enumerate(rows) for p in row.paths}) > len(set(owner))
 
 
 def _at(spans: list[range], indices: Sequence[int]) -> Tensor:

@@ -11,6 +11,7 @@ import click
 from fiducial.app.cli.commands import Command, output_of, runs_option
 from fiducial.app.cli.output import Table, one_line
 from fiducial.core.errors import DataError
+from fiducial.core.intervals import Rate
 from fiducial.core.records import Group
 
 if TYPE_CHECKING:
@@ -90,9 +91,15 @@ def _lines(consensus: Consensus) -> Iterator[str]:
 
 def _show(output: Any, votes: Sequence[Vote], agreement: Agreement, consensus: Consensus, path: Path) -> None:
     given = Counter(v.annotator for v in votes)
-    table = Table(("annotator", "labels", "accuracy (estimated)"), right=frozenset({"labels", "accuracy (estimated)"}))
-    people = [{"annotator": name, "labels": n, "accuracy": consensus.accuracy(name)} for name, n in given.most_common()]
-    table.rows.extend((one_line(str(p["annotator"]), 40), str(p["labels"]), f"{p['accuracy']:.0%}") for p in people)
+    columns = ("annotator", "labels", "accuracy (estimated)", "95 % interval")
+    table = Table(columns, right=frozenset(columns[1:]))
+    people = []
+    for name, n in given.most_common():
+        accuracy = consensus.accuracy(name)
+        # as if so many labels had been found right; that the truth is estimated too is not in it
+        low, high = Rate(round(accuracy * n), n).interval()
+        people.append({"annotator": name, "labels": n, "accuracy": accuracy, "low": low, "high": high})
+        table.rows.append((one_line(name, 40), str(n), f"{accuracy:.0%}", f"{low:.0%} to {high:.0%}"))
     known = agreement.alpha == agreement.alpha
     lines = [f"Krippendorff's alpha {agreement}" if known else "agreement: not measured, no item has two labels that could differ"]
     if known and agreement.low < TENTATIVE:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import click
 from click.core import ParameterSource
 
 from fiducial.app.cli.commands import Command, Group, imported, output_of, runs_option
-from fiducial.app.cli.job import DEFAULT_MODEL, Job, Stage, run_to_resume
+from fiducial.app.cli.job import DEFAULT_MODEL, Job, Stage, by_id, run_to_resume
 from fiducial.app.cli.params import parameter
 from fiducial.app.cli.progress import progress_for
 from fiducial.core import registry
@@ -123,17 +123,19 @@ def _callback(card: Card, required: list[click.Option]) -> Any:
 
 def prepare(card: Card, given: dict[str, Any], output: Output, resumed: Run | None = None) -> Job:
     """The job for what was given; the options of the role that were not get their defaults."""
-    from fiducial.core.run import Run
-
     stage = stage_of(card)
+    given = given if resumed else runs_by_id(card, given)
     added = [click.Argument(["model"], default=DEFAULT_MODEL, required=False), *stage.options(), *model_options()] if stage.takes_model else stage.options()
-    model = given.get("model")
-    if resumed is None and isinstance(model, str) and model.startswith("run:"):
-        # by its id: `run:last` would be the run that is about to begin
-        given = given | {"model": f"run:{Run.open(model.removeprefix('run:')).id}"}
     defaults = click.Command(card.name, params=added).make_context(card.name, [], resilient_parsing=True).params
     values = {name: given.get(name, default) for name, default in defaults.items()}
     return Job(card, values, given, output, progress_for(quiet=output.quiet), resumed)
+
+
+def runs_by_id(card: Card, given: Mapping[str, Any], *, before: Run | None = None) -> dict[str, Any]:
+    """The options with every run by its id: see `by_id`. Options of the role that are plain values, such as a text to check, stay as they are."""
+    places = {o.name: o.metavar.split("|") for o in stage_of(card).options() if o.name and o.metavar}
+    named = {"model", *places, *(o.name for o in card.options)}
+    return {name: by_id(value, bare="RUN" in places.get(name, ()), before=before) if name in named else value for name, value in given.items()}
 
 
 def _resumed(card: Card, reference: str | None, typed: dict[str, Any]) -> Run | None:

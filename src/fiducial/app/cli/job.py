@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 R = TypeVar("R", bound=Record)
 
 DEFAULT_MODEL = "smollm2"
+RUN = re.compile(r"(run:|)(\S+)")
+"""A reference to a run."""
 
 
 @dataclass(slots=True)
@@ -103,9 +106,11 @@ class Job:
             event = ledger().append(kind, {**body, "method": self.card.name, "run": run.id})
             stage.finish({"number": event.number})
 
-    def command_to_resume(self, run: Run) -> str:
-        """What is typed to go on with `run` after an interruption."""
-        return self.output.to_resume(self.card.name.split("/"), run.id)
+    def begun(self, run: Run) -> None:
+        """For use first inside `with run:`: an interruption names the command that goes on, and options that were changed at a resume are kept."""
+        self.output.resume = self.output.to_resume(self.card.name.split("/"), run.id)
+        if self.resumed is not None:
+            run.revise(self.everything(), self.given, int(self.values.get("seed") or 0))
 
     def done(self, objected: bool = False) -> int:
         """The exit code of work that was done: 1 when something was found and --exit-zero was not given."""
@@ -166,6 +171,29 @@ def records(reference: str, name: str, record: type[R], *, within: str = "**") -
     if not found:
         raise DataError(f"{reference}: there are no {name}", hint=f"give a file with {name}, or a run that made some (see: fiducial runs)")
     return found
+
+
+def by_id(value: Any, *, bare: bool = False, before: Run | None = None) -> Any:
+    """The value, with every run that it names (as `run:REFERENCE`, with `bare` also without) named by its id, in lists and mappings too.
+
+    Asked for before a run is made: `last` would be that run. A file or folder stays what it is. With `before` it is as when that run began.
+    Raises ConfigError for `run:REFERENCE` where there is no such run.
+    """
+    from fiducial.core.run import Run
+
+    if isinstance(value, Mapping):
+        return {name: by_id(inner, before=before) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(by_id(inner, bare=bare, before=before) for inner in value)
+    scheme, reference = RUN.fullmatch(value).groups() if isinstance(value, str) and RUN.fullmatch(value) else ("", "")
+    if not (scheme or bare) or not reference or Path(reference).exists():
+        return value
+    try:
+        return scheme + Run.open(reference, before=before).id
+    except ConfigError:
+        if scheme:
+            raise
+        return value  # whoever reads it says what it is not
 
 
 def run_to_resume(reference: str, command: str) -> Run:

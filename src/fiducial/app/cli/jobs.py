@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol, get_origin
 import click
 
 from fiducial.app.cli.commands import Command, imported, output_of, runs_option
-from fiducial.app.cli.job import run_to_resume
+from fiducial.app.cli.job import by_id, run_to_resume
 from fiducial.app.cli.output import Output, Table
 from fiducial.app.cli.params import default_text
 from fiducial.app.cli.progress import progress_for
@@ -97,6 +97,7 @@ def _perform(name: str, model: type[BaseModel], runner_path: str, output: Output
         raise ConfigError("--recipe and --resume cannot go together", hint="a resumed run has its options; change single ones with KEY=VALUE")
     recipe = _stored(resumed) if resumed else load_recipe(values["recipe"]) if values["recipe"] else None
     options, origins = resolve(model, recipe, [_listed(model, word) for word in overrides], flags)
+    options = model.model_validate(by_id(options.model_dump(exclude_unset=True), before=resumed))
     asked = given(options, origins)
     if values["show_config"]:
         output.result({"options": options, "given": asked}, show(options, origins).rstrip("\n"))

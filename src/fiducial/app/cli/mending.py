@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
+from math import isfinite
 from pathlib import Path
-from statistics import fmean
 from typing import TYPE_CHECKING, Any, cast
 
 import click
@@ -16,6 +16,7 @@ from fiducial.app.cli.output import Table, one_line
 from fiducial.app.cli.params import parameter
 from fiducial.app.measure import tally
 from fiducial.core.errors import ConfigError, DataError
+from fiducial.core.intervals import mean
 from fiducial.core.records import Attempt, Decision, Evidence, Group, Prompt, Score, Verdict, digest, user
 from fiducial.core.registry import options_in
 from fiducial.core.roles import Gate, Guard, Maker, Objective, Reward
@@ -148,16 +149,15 @@ def align(job: Job) -> int:
             train(model, groups, objective, options, folder=Path())
         return 0
     with job.start() as run:
-        job.output.resume = job.command_to_resume(run)
-        stage = run.stage("train", {"data": _hash(groups), "objective": [objective.name, objective.options()], "model": job.values["model"]})
-        with closing(job.local()) as model, job.progress.task(job.card.name) as task:
+        job.begun(run)
+        stage = trained.begin(run, {"data": _hash(groups), "objective": [objective.name, objective.options()], "model": job.values["model"]})
+        # what a model says that learns to score is not what it is for
+        why = "the model was trained to score, and is not asked for answers" if "scores" in objective.reads else ""
+        if options.from_scratch:
+            why = "training began with random weights, and there is no model before it to compare with"
+        with closing(job.local()) as model, trained.beginning(job, model, wanted=not why) as before, job.progress.task(job.card.name) as task:
             base = model.fingerprint
-            # what a model says that learns to score is not what it is for
-            scores = "scores" in objective.reads
-            why = "the model was trained to score, and is not asked for answers" if scores else ""
-            if options.from_scratch:
-                why = "training began with random weights, and there is no model before it to compare with"
-            watch = None if why else FreshSamples(model, trained.looked_at(), seed=options.seed)
+            watch = None if why else FreshSamples(model, trained.looked_at(), base=before, seed=options.seed)
 
             def report(step: int, steps: int, figures: dict[str, float]) -> None:
                 run.metrics(figures, step=step)
@@ -197,18 +197,22 @@ def reward(job: Job) -> int:
     method = cast(Reward, job.method())
     with job.start() as run:
         lines = run.lines("groups", Group)
-        values: list[float | None] = []
+        each: list[tuple[float | None, ...]] = []
         with job.progress.task(job.card.name, total=len(groups)) as task:
             for start in range(0, len(groups), 16):
                 part = groups[start : start + 16]
                 for group, rewards in zip(part, method.score(part), strict=True):
                     lines.append(group.model_copy(update={"rewards": rewards, "annotator": job.card.name}))
-                    values += rewards
+                    each.append(rewards)
                 task.advance(len(part))
-    known = [v for v in values if v is not None]
-    mean = fmean(known) if known else None
-    data = {"groups": len(groups), "completions": len(values), "not_scored": len(values) - len(known), "mean": mean, "file": lines.path}
-    text = "nothing could be scored" if mean is None else f"mean reward {mean:.4g} of {len(known)} completions, {len(values) - len(known)} not scored"
+    scored = [(v, g) for g, rewards in enumerate(each) for v in rewards if v is not None]
+    # completions of one prompt are alike
+    found = mean([v for v, _ in scored], [g for _, g in scored])
+    low, high = found.interval()
+    figures = {"mean": found.value, "low": low, "high": high}
+    counts = {"groups": len(groups), "completions": sum(map(len, each)), "not_scored": sum(map(len, each)) - len(scored)}
+    data = counts | {name: value if isfinite(value) else None for name, value in figures.items()} | {"file": lines.path}
+    text = f"mean reward of the completions {found}, {counts['not_scored']} not scored" if scored else "nothing could be scored"
     job.output.result(data, f"{text}: {lines.path}")
     return job.done()
 

@@ -76,9 +76,9 @@ def learn(job: Job) -> int:
             trained_by(model, task, objective, training, online, folder=Path())
         return 0
     with job.start() as run:
-        job.output.resume = job.command_to_resume(run)
+        job.begun(run)
         what = {"prompts": data, "objective": [objective.name, objective.options()], "rewards": _plain(task), "model": job.values["model"]}
-        stage = run.stage("train", what)
+        stage = trained.begin(run, what | ({"demonstrations": digest([group.id for group in task.demonstrations])} if task.demonstrations else {}))
         with closing(job.local()) as model, job.progress.task(job.card.name) as progress:
             base = model.fingerprint
             lines = run.lines("groups", Group)
@@ -95,11 +95,17 @@ def learn(job: Job) -> int:
 
             result = trained_by(model, task, objective, training, online, folder=stage.folder("checkpoints"), report=report, sink=keep)
             folder, fingerprint = trained.save(run, model)
-        found = card(result.history, result.before, result.after, bounds(task, online), stop=result.stop)
-        learnt_from, rewards = f"{result.answers} answers to {result.prompts} prompts", {"rewards": _plain(task)}
-        kept = trained.Kept(model.uri, base, [data], result.steps, result.planned, result.stop, learnt_from, rewards)
+        # under a cost limit the model may be that of an earlier step, and what came later says nothing about it
+        ended = result.best.step if result.best else result.steps
+        seen = [figures for figures in result.history if figures["step"] <= ended]
+        found = card(seen, result.before, result.after, bounds(task, online), stop=result.stop)
+        learnt_from, more = f"{result.answers} answers to {result.prompts} prompts", {"rewards": _plain(task)}
+        if result.best:
+            found |= {"weights_of_step": ended}
+            learnt_from, more = f"{learnt_from}; the weights are those of step {ended}", more | {"weights_of_step": ended}
+        kept = trained.Kept(model.uri, base, [data], result.steps, result.planned, result.stop, learnt_from, more)
         place = trained.finish(job, run, stage, kept, found, fingerprint)
-    return _report(job, f"run:{run.id}", result, len(task.prompts), folder, fingerprint, found, place)
+    return _report(job, f"run:{run.id}", result, task, folder, fingerprint, found, place)
 
 
 def _given(job: Job, where: tuple[str, str]) -> dict[str, Any]:
@@ -187,7 +193,7 @@ def _plain(task: Task) -> list[Any]:
     return [*parts, ["cost", task.multiplier.limit, task.cost.options()]] if task.cost else parts
 
 
-def _report(job: Job, uri: str, result: OnlineResult, given: int, folder: Path, fingerprint: str, found: Mapping[str, Any], place: Path) -> int:
+def _report(job: Job, uri: str, result: OnlineResult, task: Task, folder: Path, fingerprint: str, found: Mapping[str, Any], place: Path) -> int:
     """The report card in short; in full it is a file."""
     from fiducial.training.online_card import gained
 
@@ -200,8 +206,10 @@ def _report(job: Job, uri: str, result: OnlineResult, given: int, folder: Path, 
     names = sorted(result.before.figures.keys() & result.after.figures.keys())
     table = Table(("figure", "before", "after"), [(name, f"{result.before.figures[name]:.4g}", f"{result.after.figures[name]:.4g}") for name in names])
     lines = [uri, f"{result.steps} of {result.planned} steps, {result.answers} answers ({result.left_out} taught nothing) in {result.seconds:.0f} s"]
-    if result.prompts < given:
-        lines.append(f"{given - result.prompts} prompts did not fit and were left out")
+    if result.prompts < len(task.prompts):
+        lines.append(f"{len(task.prompts) - result.prompts} prompts did not fit and were left out")
+    if result.demonstrations < len(task.demonstrations):
+        lines.append(f"{len(task.demonstrations) - result.demonstrations} demonstrations could not be imitated and were left out")
     if result.stop:
         lines.append(f"stopped: {result.stop}")
     if result.best:

@@ -38,9 +38,9 @@ from typing import Any
 import click
 from pydantic import BaseModel, ConfigDict, Field
 
-from fiducial.app.cli.area import command, prepare, stage_of
+from fiducial.app.cli.area import command, prepare, runs_by_id, stage_of
 from fiducial.app.cli.commands import Command, output_of, runs_option
-from fiducial.app.cli.job import run_to_resume
+from fiducial.app.cli.job import by_id, run_to_resume
 from fiducial.app.cli.output import Output, Table
 from fiducial.app.cli.params import from_recipe, parameter
 from fiducial.app.cli.progress import Progress, progress_for
@@ -114,7 +114,9 @@ def run(context: click.Context, recipe: str, overrides: tuple[str, ...], resume:
     if show_config:
         output.result({"options": loaded}, show(loaded, origins).rstrip("\n"))
         return 0
-    whole = run_to_resume(resume, "run") if resume else Run.create("run", loaded.model_dump(mode="json"), given(loaded, origins), loaded.seed)
+    resumed = run_to_resume(resume, "run") if resume else None
+    loaded, steps = loaded.model_copy(update={"model": by_id(loaded.model, before=resumed)}), [_by_id(step, resumed) for step in steps]
+    whole = resumed or Run.create("run", loaded.model_dump(mode="json"), given(loaded, origins), loaded.seed)
     output.run, output.resume = whole.id, output.to_resume(["run", recipe, *overrides], whole.id)
     progress = progress_for(quiet=output.quiet)
     with whole, progress.task("steps", total=len(steps)) as task:
@@ -181,7 +183,15 @@ def _rename(value: Any, names: Mapping[str, str]) -> Any:
     """References to `names` under their full names."""
     if isinstance(value, list):
         return [_rename(v, names) for v in value]
+    if isinstance(value, dict):
+        return {k: _rename(v, names) for k, v in value.items()}
     return f"{REFERENCE}{names[name]}" if (name := _referenced(value)) in names else value
+
+
+def _by_id(step: Step, resumed: Run | None) -> Step:
+    """The step with every run that is not one of the recipe's own by its id."""
+    options = runs_by_id(registry.card(step.method), step.options, before=resumed)
+    return step.model_copy(update={"model": by_id(step.model, before=resumed), "options": options})
 
 
 def _check(recipe: Recipe, steps: Sequence[Step]) -> None:
@@ -201,8 +211,13 @@ def _check(recipe: Recipe, steps: Sequence[Step]) -> None:
         raise ConfigError("the recipe has no steps", hint="a step is `- method: attack/direct`")
 
 
-def _each(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]
+def _each(value: Any) -> Iterator[Any]:
+    """The single values in lists and mappings."""
+    if isinstance(value, list | dict):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _each(inner)
+    else:
+        yield value
 
 
 def _converted(step: Step, options: dict[str, Any]) -> dict[str, Any]:
@@ -229,7 +244,7 @@ def _step(whole: Run, recipe: Recipe, number: int, step: Step, made: dict[str, d
     """Does one step in a run of its own, or takes over what was done with the same inputs; its summary."""
     card = registry.card(step.method)
     options = {k: _resolved(v, made) for k, v in step.options.items()}
-    model = _resolved(step.model or recipe.model, made, model=True)
+    model = _resolved(step.model or recipe.model, made)
     inputs = {"method": card.name, "options": options, "model": model, "seed": recipe.seed, "code": digest(Path(card.path).read_text(encoding="utf-8"))}
     stage = whole.stage(f"{number}-{card.name.replace('/', '-')}", inputs)
     if stage.done:
@@ -270,14 +285,14 @@ def _curve(measured: Sequence[Mapping[str, Any]]) -> list[Table]:
     return [table] if measured else []
 
 
-def _resolved(value: Any, made: dict[str, dict[str, Any]], *, model: bool = False) -> Any:
-    """`step:NAME` as the id of its run; as a model, `run:ID`."""
+def _resolved(value: Any, made: dict[str, dict[str, Any]]) -> Any:
+    """The value with `run:ID` in the place of `step:NAME`: good for a model and for whatever takes a run."""
     if isinstance(value, list):
         return [_resolved(v, made) for v in value]
+    if isinstance(value, dict):
+        return {k: _resolved(v, made) for k, v in value.items()}
     name = _referenced(value)
-    if not name:
-        return value
-    return f"run:{made[name]['run']}" if model else made[name]["run"]
+    return f"run:{made[name]['run']}" if name else value
 
 
 def _referenced(value: Any) -> str:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from contextlib import closing
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fiducial.app.cli.job import Job
+from fiducial.core.errors import ConfigError
+from fiducial.core.run import masked
 from fiducial.core.store import write_atomic
 
 if TYPE_CHECKING:
@@ -42,12 +44,37 @@ class Kept:
     """Those of another library's loop."""
 
 
+def begin(run: Run, inputs: Mapping[str, Any]) -> Stage:
+    """The stage of the training. Raises ConfigError where a resumed run would go on with other inputs; secrets are neither kept nor compared."""
+    plain = masked(inputs)
+    place, text = run.path / "inputs.json", json.dumps(plain, indent=1, sort_keys=True) + "\n"
+    if place.is_file() and place.read_text(encoding="utf-8") != text:
+        raise ConfigError(f"the data or the configuration of run {run.id} has changed since it began", hint="put it back, or start a new run")
+    write_atomic(place, text)
+    return run.stage("train", plain)
+
+
 def looked_at() -> Sequence[Conversation]:
     """Shipped ordinary requests of the validation split, which nothing is trained on."""
     from fiducial.data.load import ordinary
     from fiducial.data.split import split
 
     return [p.messages for p in split(ordinary())["validation"][:LOOKED_AT]]
+
+
+@contextmanager
+def beginning(job: Job, model: LocalModel, *, wanted: bool) -> Iterator[LocalModel | None]:
+    """The model that training begins with, opened once more where it carries an adapter: that adapter trains, and what lies below it is another model.
+
+    None where there is no adapter, or no model is `wanted`.
+    """
+    from fiducial.models import adapters
+
+    if not wanted or not adapters.is_adapted(model.module):
+        yield None
+        return
+    with closing(job.local()) as again:
+        yield again
 
 
 def save(run: Run, model: LocalModel) -> tuple[Path, str]:
@@ -63,7 +90,7 @@ def look(job: Job, watch: FreshSamples | None, model: LocalModel, step: int) -> 
 
     if watch is None:
         return {}
-    if adapters.is_adapted(model.module):
+    if watch.reference is not None or adapters.is_adapted(model.module):
         return watch(step, model)[0]
     with closing(job.white_box()) as base:
         assert isinstance(base, LocalModel)

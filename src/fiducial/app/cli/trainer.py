@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import click
 
@@ -32,6 +31,9 @@ def train(job: Job) -> int:
     from fiducial.training import lora
     from fiducial.training.reportcard import FreshSamples, card
 
+    for name, field in (("dtype", "dtype=bfloat16"), ("device", "use_cpu=true")):
+        if job.given.get(name) is not None and not job.resumed:
+            raise ConfigError(f"--{name} says nothing to {job.card.name}, which opens the model itself", hint=f"set its field, such as --override {field}")
     method = cast(Trainer, job.method())
     named = method.usual()
     job.values |= {name: job.given.get(name) or named.get(name) or job.values[name] for name in ("model", "data")}
@@ -39,12 +41,11 @@ def train(job: Job) -> int:
         raise ConfigError("there is nothing to train on", hint="give --data FILE, or name a file in the configuration")
     source = _source(job)
     with job.start() as run:
-        job.output.resume = job.command_to_resume(run)
+        job.begun(run)
         data = source if isinstance(source, Path) else _written(run, source)
         hashed = hash_file(data)
         inputs = {"data": hashed, "options": method.options(), "files": _files(method), "model": job.values["model"]}
-        _unchanged(run, inputs)
-        stage = run.stage("train", inputs)
+        stage = trained.begin(run, inputs)
         with closing(job.white_box()) as model, job.progress.task(job.card.name) as task:
             if not isinstance(model, LocalModel):
                 raise ModelError(f"'{model.uri}' cannot be trained", hint="give smollm2, a folder, or a model of the hub")
@@ -95,16 +96,6 @@ def _files(method: Trainer) -> dict[str, str]:
     from fiducial.core.store import hash_file
 
     return {name: hash_file(value) for name, value in method.options().items() if isinstance(value, str) and Path(value).is_file()}
-
-
-def _unchanged(run: Run, inputs: dict[str, Any]) -> None:
-    """Raises ConfigError where a resumed run would go on with something else than it began with."""
-    from fiducial.core.store import write_atomic
-
-    place, text = run.path / "inputs.json", json.dumps(inputs, indent=1, sort_keys=True, default=list) + "\n"
-    if place.is_file() and place.read_text(encoding="utf-8") != text:
-        raise ConfigError(f"the data or the configuration of run {run.id} has changed since it began", hint="put it back, or start a new run")
-    write_atomic(place, text)
 
 
 TRAINER = Stage(train, _options, resumable=True)
