@@ -1,6 +1,6 @@
 """Policy optimisation raises a known reward within a KL budget: GRPO and PPO.
 
-The policy draws answers, a function of the text rewards them (`gold.plain`), and the product's online loop updates it. Reward and distance
+The policy draws answers, a function of the text rewards them (`gold.centred`), and the product's online loop updates it. Reward and distance
 are those of fresh samples of every step; before and after, one answer to each of the prompts is drawn with the same chance.
 """
 
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from common import Trend, arguments, direction, open_model, over, per_seed, record, short_prompts, summary
-from gold import PLAIN
+from gold import CENTRED, MEAN
 
 from fiducial.align.grpo import GRPO
 from fiducial.align.ppo import PPO
@@ -53,7 +53,7 @@ SMALL = Sizes(prompts=4, epochs=1.0, batch=2, k=2, tokens=24, updates=1, kl_budg
 
 def ran(base: Any, prompts: Sequence[Prompt], method: str, sizes: Sizes, seed: int) -> dict[str, Any]:
     """One run of one method."""
-    task = Task(prompts, Mixture.of([Part(FunctionReward(PLAIN), name="plain")]))
+    task = Task(prompts, Mixture.of([Part(FunctionReward(CENTRED), name="plain")]))
     options = TrainOptions(
         epochs=sizes.epochs,
         batch=sizes.batch,
@@ -85,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     sizes = SMALL if chosen.small else Sizes()
     base = open_model(chosen)
     prompts = short_prompts(base, sizes.prompts)
-    settings = [asdict(sizes), [p.id for p in prompts]]
+    settings = [asdict(sizes), [p.id for p in prompts], MEAN]
     seeds = per_seed(NAME, chosen, settings, lambda seed: {method: ran(base, prompts, method, sizes, seed) for method in METHODS})
     record(trend(seeds, sizes), chosen.out, small=chosen.small)
     return 0
@@ -116,14 +116,15 @@ def trend(seeds: Sequence[Mapping[str, Any]], sizes: Sizes) -> Trend:
     return Trend(
         name=NAME,
         question="Do GRPO and PPO raise a known reward without leaving a KL budget?",
-        setting=f"SmolLM2-135M-Instruct. Reward: minus the mean letters per word. {sizes.prompts} prompts of at most 20 tokens, {sizes.batch} a step with "
-        f"{sizes.k} answers each of at most {sizes.tokens} tokens, {sizes.epochs:g} passes; {sizes.updates} updates per batch, LoRA of rank {sizes.rank} on "
-        f"the top {sizes.depth:.0%} of the layers, learning rate {sizes.learning_rate:g}, beta {METHODS['GRPO'].beta:g} and {METHODS['PPO'].beta:g}. "
-        f"Training stops beyond {sizes.kl_budget:g} nats per answer. Every seed samples, orders and starts its adapter anew.",
+        setting=f"SmolLM2-135M-Instruct. Reward: minus the mean letters per word, plus {-MEAN:g}. {sizes.prompts} prompts of at most 20 tokens, "
+        f"{sizes.batch} a step with {sizes.k} answers each of at most {sizes.tokens} tokens, {sizes.epochs:g} passes; {sizes.updates} updates per batch, "
+        f"LoRA of rank {sizes.rank} on the top {sizes.depth:.0%} of the layers, learning rate {sizes.learning_rate:g}, beta {METHODS['GRPO'].beta:g} "
+        f"and {METHODS['PPO'].beta:g}. Training stops beyond {sizes.kl_budget:g} nats per answer. Every seed samples, orders and starts its adapter anew.",
         directions=directions,
         rows=rows,
         seeds=seeds,
         notes=[
+            "The reward is moved to about 0, as Ziegler et al. do: PPO's value head begins at 0.",
             "Distances are measured on the samples of each step, before its updates: what the last step adds is not in them.",
             "Before and after are looked at on the prompts of training; the claim is about optimising a reward, not about generalising.",
             *stops,

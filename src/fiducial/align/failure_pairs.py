@@ -35,13 +35,16 @@ class FailurePairs(Maker):
 
     failure_weight: float = 1.0
     """Weight of attempts that went wrong, against 1 for those that went well."""
+    other_languages: float = 1.0
+    """Factor on that weight for prompts that are not English. Where a model reads badly it learns to refuse by the form of a request."""
     keep: int = 20
     """Bytes (UTF-8) of the model's own answer that are kept, up to a word's end; 0 keeps all. Whether it refuses is decided in its first words.
     In bytes, since a Chinese character says as much as several letters and costs as many tokens."""
 
     def __post_init__(self) -> None:
-        if self.failure_weight <= 0 or self.keep < 0:
-            raise ValueError(f"failure_weight must be > 0 and keep >= 0, got {self.failure_weight} and {self.keep}")
+        if min(self.failure_weight, self.other_languages) <= 0 or self.keep < 0:
+            given = f"{self.failure_weight}, {self.other_languages} and {self.keep}"
+            raise ValueError(f"failure_weight and other_languages must be > 0 and keep >= 0, got {given}")
 
     def make(self, attempts: Sequence[Attempt], model: Model, *, seed: int = 0, sink: Sink = ignore) -> list[Group]:
         """At most one group of two completions per attempt; the preferred one first. Not-scored attempts give none."""
@@ -70,7 +73,7 @@ class FailurePairs(Maker):
             prompt=asked,
             completions=completions,
             targets=(1.0,) + (0.0,) * (len(completions) - 1),
-            weight=self.failure_weight if failed else 1.0,
+            weight=self.failure_weight * (1.0 if asked.language == "en" else self.other_languages) if failed else 1.0,
             annotator=f"{self.name} on {attempt.verdict.judge if attempt.verdict else 'no judge'}",
         )
 

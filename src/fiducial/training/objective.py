@@ -173,6 +173,5 @@ def preferred(group: Group) -> Group:
 
 
 def examples(group: Group) -> Group:
-    """The preferred completions; none where the only one is labelled false, which data formats give as a reward of 0."""
-    labelled_false = group.targets is None and group.rewards == (0.0,)
-    return keep(group, []) if labelled_false else preferred(group)
+    """The preferred completions; none of a row that was labelled false."""
+    return keep(group, []) if group.provenance.get("label") is False else preferred(group)

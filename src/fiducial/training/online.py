@@ -402,8 +402,8 @@ class _Online:
         self.updates.trainables.publish()
         return chosen
 
-    def _keep_if_best(self) -> set[Point]:
-        """Keeps the weights while no other checkpoint had both a higher reward and a lower cost since it was saved; those no longer kept.
+    def _keep_if_best(self) -> None:
+        """Keeps the weights while no other checkpoint had both a higher reward and a lower cost since it was saved.
 
         Every process keeps the list, which follows from the history, and the main one the files.
         """
@@ -412,18 +412,18 @@ class _Online:
         since = self.points[-1].step if self.points else 0
         recent = [h for h in self.history if h["step"] > since and not math.isnan(h["cost"] + h["reward"])]
         if not recent:
-            return set()
+            return
         points = front([*self.points, Point(self.step, fmean(h["reward"] for h in recent), fmean(h["cost"] for h in recent))])
         if points[-1].step == self.step and self.accelerator.is_main_process:
             write_atomic(self._kept(points[-1]), save({n: w.detach().contiguous() for n, w in self.updates.trainables.masters.items()}))
-        gone, self.points = set(self.points) - set(points), points
-        return gone
+        self.points = points
 
     def _kept(self, point: Point) -> Path:
         return self.folder / f"front-{point.step}.safetensors"
 
     def _save(self) -> None:
-        gone = self._keep_if_best() if self.task.cost else set()
+        if self.task.cost:
+            self._keep_if_best()
         state = {name: getattr(self, name) for name in STATE} | {
             "identity": self.identity,
             "origin": self.origin,
@@ -435,8 +435,10 @@ class _Online:
             "tokens": [self.updates.tokens, self.updates.naive],
         }
         self.updates.save(self.folder, step=self.step, state=state)
-        for point in gone if self.accelerator.is_main_process else ():  # not before: the checkpoint until now names them
-            self._kept(point).unlink(missing_ok=True)
+        kept = {self._kept(point) for point in self.points}
+        for file in self.folder.glob("front-*.safetensors") if self.accelerator.is_main_process else ():
+            if file not in kept:  # not before: the checkpoint until now named it
+                file.unlink(missing_ok=True)
 
     def _resume(self) -> None:
         state = self.updates.load(self.folder, self._admit)

@@ -124,7 +124,7 @@ def _callback(card: Card, required: list[click.Option]) -> Any:
 def prepare(card: Card, given: dict[str, Any], output: Output, resumed: Run | None = None) -> Job:
     """The job for what was given; the options of the role that were not get their defaults."""
     stage = stage_of(card)
-    given = given if resumed else runs_by_id(card, given)
+    given = runs_by_id(card, given, before=resumed)
     added = [click.Argument(["model"], default=DEFAULT_MODEL, required=False), *stage.options(), *model_options()] if stage.takes_model else stage.options()
     defaults = click.Command(card.name, params=added).make_context(card.name, [], resilient_parsing=True).params
     values = {name: given.get(name, default) for name, default in defaults.items()}
@@ -143,8 +143,8 @@ def _resumed(card: Card, reference: str | None, typed: dict[str, Any]) -> Run | 
     if reference is None:
         return None
     run = run_to_resume(reference, card.name)
-    for name, value in typed.items():
-        stored = _tupled(run.facts.options.get(name))
+    for name, value in runs_by_id(card, typed, before=run).items():
+        stored = runs_by_id(card, {name: _tupled(run.facts.options.get(name))}, before=run)[name]
         if value != stored and name not in MAY_CHANGE:
             raise ConfigError(
                 f"run {run.id} was started with {name} {stored!r}; it cannot go on with {value!r}", hint="leave the option out, or start a new run"
