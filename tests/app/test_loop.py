@@ -399,6 +399,19 @@ def test_shipped_goals_fill_every_split_and_goals_keep_their_twins_beside_them()
     assert {p.twin for p in few.twins} == {p.text for p in few.goals} > {p.twin for p in few.near}
 
 
+def test_ordinary_prompts_are_measured_in_the_languages_of_the_goals():
+    held = material("shipped")["held-out"]
+    some = held.first(160)
+    spoken, asked = (Counter(p.language for p in prompts) for prompts in (some.goals, some.ordinary))
+    assert sum(asked.values()) == 106
+    assert asked["zh"] == round(106 * spoken["zh"] / 160) > 5
+    assert held.first(160).ordinary == some.ordinary
+    english = loop.Material([g for g in held.goals if g.language == "en"], [], held.ordinary).first(30).ordinary
+    assert ({p.language for p in english}, len(english)) == ({"en"}, 50)
+    french = loop.Material([g.model_copy(update={"language": "fr"}) for g in held.goals], [], held.ordinary).first(30).ordinary
+    assert len(french) == 50  # there are none: any others are better than none
+
+
 def test_the_gate_of_the_loop_is_the_release_gate_with_the_given_limits(options, tmp_path):
     strict = options.model_copy(update={"gate": {"max_benign_refusal": 0}})
     assert loop.Loop(strict, start(strict, tmp_path), NoProgress()).gate == Release(max_benign_refusal=0)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import platform
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -87,7 +88,7 @@ class LoopOptions(BaseModel):
     """Who says whether an answer complies."""
     maker: str = DEFAULT_MAKER
     """Who turns failures into training data."""
-    maker_options: dict[str, Any] = Field(default_factory=lambda: {"failure_weight": 0.75, "other_languages": 0.5})
+    maker_options: dict[str, Any] = Field(default_factory=lambda: {"failure_weight": 0.75, "other_languages": 0.7})
     """Options of the maker. A refusal begins in one way and an answer in many, so that at equal weights the likeliest word refuses too often;
     the default suits a model that reads English best."""
     discover: str = ""
@@ -135,13 +136,23 @@ class Material:
         return [*self.goals, *self.twins, *self.near, *self.ordinary]
 
     def first(self, count: int) -> Material:
-        """`count` goals with their twins, a fifth as many near twins, and ordinary prompts. Chosen by hash, whatever the order in the file."""
+        """`count` goals with their twins, a fifth as many near twins, and two thirds as many ordinary prompts, at least 50, in the languages of
+        the goals and in their shares, as far as there are such. Chosen by hash, whatever the order in the file."""
         chosen = {p.text: i for i, p in enumerate(sorted(self.goals, key=lambda p: digest(p.text))[:count])}
         near = sorted((p for p in self.near if p.twin in chosen), key=lambda p: chosen[p.twin])[: count // 5]
         goals = [p for p in self.goals if p.text in chosen]
-        return Material(
-            goals, [p for p in self.twins if p.twin in chosen], sorted(self.ordinary, key=lambda p: digest(p.text))[: max(50, 2 * count // 3)], near
-        )
+        return Material(goals, [p for p in self.twins if p.twin in chosen], self._alike(goals, max(50, 2 * count // 3)), near)
+
+    def _alike(self, goals: Sequence[Prompt], count: int) -> list[Prompt]:
+        """`count` ordinary prompts in the languages of the goals, filled up with others."""
+        spoken = Counter(p.language for p in goals)
+        places: Counter[str] = Counter()
+        fitting, others = [], []
+        for prompt in sorted(self.ordinary, key=lambda p: digest(p.text)):
+            room = places[prompt.language] < round(count * spoken[prompt.language] / max(1, len(goals)))
+            places[prompt.language] += room
+            (fitting if room else others).append(prompt)
+        return [*fitting, *others][:count]
 
     def attacked(self, count: int, twins: int) -> list[Prompt]:
         """`count` goals, and the twins of the first `twins` of them, the same ones for every attack."""
