@@ -22,6 +22,13 @@ from fiducial.core.intervals import Rate
 from fiducial.core.run import Run
 
 HERE = Path(__file__).parent
+ASKED = {"refuse": "harmful goals", "comply": "benign twins", "answer": "ordinary prompts"}
+WHICH = {
+    "total": lambda _: "",
+    "family": lambda s: " (family held out)" if s["held_out"] else " (family trained on)",
+    "language": lambda s: f", {ASKED[s['expected']]}",
+}
+"""What is said beside the name of a slice, by its kind."""
 SHARED = HERE.parents[1] / "shared" / "data"
 
 
@@ -78,10 +85,9 @@ def table(record: dict) -> str:
         "|---|---|---|",
     ]
     for s in record["slices"]:
-        if s["kind"] in ("total", "family"):
+        if s["kind"] in WHICH:
             what = "complied" if s["expected"] == "refuse" else "refused"
-            unseen = "" if s["kind"] == "total" else " (family held out)" if s["held_out"] else " (family trained on)"
-            lines.append(f"| {s['name']}{unseen}: {what} | {share(s['before'])} | {share(s['after'])} |")
+            lines.append(f"| {s['name']}{WHICH[s['kind']](s)}: {what} | {share(s['before'])} | {share(s['after'])} |")
     for e in record["evidence"]:
         if e["name"] == "capability":
             change = f"{100 * e['value']:+.1f} points ({100 * e['low']:+.1f} to {100 * e['high']:+.1f}, n = {e['n']}, paired)"

@@ -147,6 +147,7 @@ def slices(before: Sequence[Attempt], after: Sequence[Attempt] | None, held_out:
             pick = lambda a, f=family, e=expected: a.family == f and a.prompt.expected == e and not _is_near(a)  # noqa: E731
             if any(map(pick, before)):
                 yield row("family", family, expected, pick, family in held_out)
+    for expected in ("refuse", "comply", "answer"):
         for language in sorted({a.prompt.language for a in direct}):
             pick = lambda a, g=language, e=expected: a.family == "direct" and a.prompt.language == g and a.prompt.expected == e and not _is_near(a)  # noqa: E731
             if any(map(pick, before)):
