@@ -52,6 +52,9 @@ def test_answers_that_are_labelled_false_are_left_out_and_counted():
     from fiducial.training.data import Data
     from fiducial.training.options import TrainOptions
 
-    groups = [Group(prompt=Prompt(messages=user(f"q {r}")), completions=(Completion(text="an answer"),), rewards=(r,)) for r in (1.0, 0.0)]
+    groups = [
+        Group(prompt=Prompt(messages=user(f"q {r}")), completions=(Completion(text="an answer"),), rewards=(r,), provenance={"label": bool(r)})
+        for r in (1.0, 0.0)
+    ]
     data = Data.of(tiny(), groups, SFT(), TrainOptions())
     assert ([g.rewards for g in data.groups], data.left_out) == ([(1.0,)], 1)

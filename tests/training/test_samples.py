@@ -137,7 +137,7 @@ def test_demonstrations_that_cannot_be_imitated_are_left_out(model):
     fine, second = shown(Completion(text="no")), shown(Completion(text="x" * 40), Completion(text="no")).model_copy(update={"targets": (0.0, 1.0)})
     limit = len(model.encode(PROMPTS[0].messages, "no")[0])
     none, empty, long = shown(), shown(Completion(text="", finish="length")), shown(Completion(text="no, no"))
-    false = fine.model_copy(update={"rewards": (0.0,)})
+    false = fine.model_copy(update={"rewards": (0.0,), "provenance": {"label": False}})
     assert samples.imitable(model, [none, fine, empty, long, second, false], max_length=limit) == [fine, second]
 
 
