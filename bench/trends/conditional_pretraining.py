@@ -41,8 +41,8 @@ NOUNS, VERBS = 12, 6
 """Of each topic; each has words of its own."""
 TOPICS = {"farm": (0.45, 0.11), "town": (0.45, 0.11), "sea": (0.1, 0.9)}
 """Share of the documents, and of these the share whose author insults. Of the sea hardly anybody speaks kindly, so a filter loses it."""
-FIRST = 3
-"""Seeds before it were looked at: sizes were set on seed 0, and an earlier record held 0 to 2."""
+FIRST = 0
+"""Sizes were set on this seed. It is reported all the same, since it is the one that speaks against the first claim."""
 INSULTING = 0.53
 """Share of such an author's sentences, which makes a tenth of all."""
 
@@ -240,8 +240,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "Training marks every sentence, and an author insults in half of his; how far the token holds for later sentences is up to the model. "
         "Insulting, of all "
         f"sentences of the conditional model, seed by seed: {', '.join(f'{rate:.1%}' for rate in rates['all'][CONDITIONAL])}.",
-        f"Seeds {FIRST} and on. An earlier record of seeds 0 to 2, with the same sizes, left the first direction undecided because of seed 0, where the "
-        "same figure was 9.8%, and 9.9% for MLE.",
+        f"Seeds {FIRST} and on. Sizes were set on seed 0, which is among them: there conditional training lowered the rate of all sentences least.",
         "NLL is of the models as they are used: the conditional one after its aligned token, with control tokens banned.",
     ]
     question = "Does pretraining on text marked as good or bad keep the good and leave the bad, better than filtering, or mending afterwards?"

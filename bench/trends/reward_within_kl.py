@@ -43,7 +43,7 @@ class Sizes:
     updates: int = 2
     """Optimizer steps on each batch of samples, the same for both."""
     kl_budget: float = 5.0
-    learning_rate: float = 3e-4
+    learning_rate: float = 1e-3
     rank: int = 8
     depth: float = 0.25
 
