@@ -1,0 +1,105 @@
+"""Automatic step labels: a step is as good as the share of continuations from it that reach the known answer (Math-Shepherd).
+
+What it does: samples several solutions to each problem, cuts them into lines, goes on from the end of every line several times, and labels
+              the line with how often the right final answer is reached.
+Use it when:  final answers are known and nobody has labelled steps. Train with align/process_reward, whose labels process read these, and
+              whose labels outcome read the reward of the whole solution; read it with align/learned_reward.
+Formula:      soft: value of a step = right continuations / continuations; hard: 1 if any is right, else 0. The last step is 1 if the solution's
+              own answer is right, else 0.
+Defaults:     4 solutions per problem, 8 continuations per step (paper), temperature 0.7, soft labels.
+Limits:       the attempts say which problems, whatever came of them. A step that only looks wrong is right if the completer mends it,
+              and few continuations of a weak completer say little of early steps. The cost is solutions x steps x continuations.
+Source:       Wang et al. 2023, arXiv:2312.08935, section 3.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, final
+
+from fiducial.align.asking import ask, asked, counted, distinct, helper, portions
+from fiducial.core.records import Attempt, Completion, Conversation, Group, Message
+from fiducial.core.roles import Maker, Sink, ignore
+from fiducial.data.answers import known_answers, reaches
+from fiducial.data.steps import BREAK, solution
+
+if TYPE_CHECKING:
+    from fiducial.models.base import Model
+
+log = logging.getLogger(__name__)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class StepLabels(Maker):
+    """Sampled solutions with a value per step."""
+
+    answers: str = ""
+    """File with the problems (column prompt, problem or question) and their final answers (answer, reference or target); without one the
+    references of the attempts' prompts are taken."""
+    solutions: int = 4
+    """Solutions sampled per problem; equal ones count once."""
+    continuations: int = 8
+    """Continuations sampled from the end of each step but the last."""
+    hard: bool = False
+    """Whether one right continuation makes a step right."""
+    completer: str = ""
+    """Model that continues, by name; the model itself by default."""
+    max_tokens: int = 256
+    """Longest solution or continuation, in tokens."""
+    temperature: float = 0.7
+    """Of solutions and continuations."""
+
+    def __post_init__(self) -> None:
+        if min(self.solutions, self.continuations, self.max_tokens) < 1 or self.temperature <= 0:
+            given = f"{self.solutions}, {self.continuations}, {self.max_tokens}, {self.temperature}"
+            raise ValueError(f"solutions, continuations and max_tokens must be at least 1 and temperature above 0, got {given}")
+
+    def make(self, attempts: Sequence[Attempt], model: Model, *, seed: int = 0, sink: Sink = ignore) -> list[Group]:
+        """One group per problem whose answer is known: its solutions, values of their steps, and 1 or 0 as the reward of each."""
+        problems = {a.prompt.text.strip(): a for a in attempts}
+        known = {text: a.prompt.reference for text, a in problems.items() if a.prompt.reference} | (known_answers(self.answers) if self.answers else {})
+        fitting = [a for text, a in problems.items() if text in known]
+        without = ["its answer is not known: name a file with --answers"] * (len(problems) - len(fitting))
+        groups = []
+        how: dict[str, Any] = {"max_tokens": self.max_tokens, "temperature": self.temperature, "seed": seed}
+        with helper(self.completer, model) as completer:
+            for some in portions(fitting):
+                sampled = [[c for c in distinct(row) if c.finish == "stop"] for row in ask(model, [asked(a) for a in some], k=self.solutions, **how)]
+                for attempt, row in zip(some, sampled, strict=True):
+                    gold = known[attempt.prompt.text.strip()]
+                    labelled = self._labelled(asked(attempt), row, gold, completer, how)
+                    if not labelled:
+                        without.append("no solution came to an end")
+                        continue
+                    group = Group(
+                        prompt=attempt.prompt.model_copy(update={"messages": asked(attempt), "reference": gold}),
+                        completions=tuple(labelled),
+                        rewards=tuple(float(reaches(c.text, gold)) for c in labelled),
+                        annotator=f"{self.name}: {self.continuations} continuations by {completer.uri}",
+                    )
+                    groups.append(group)
+                    sink(group)
+        if without:
+            log.warning("%d of %d problems gave no group: %s", len(without), len(problems), counted(without))
+        return groups
+
+    def _labelled(self, conversation: Conversation, solved: Sequence[Completion], gold: str, completer: Model, how: dict[str, Any]) -> list[Completion]:
+        """The solutions with the values of their steps; all beginnings are continued in one call."""
+        steps = [[line for line in c.text.splitlines() if line.strip()] for c in solved]
+        begun = [BREAK.join(lines[:n]) + BREAK for lines in steps for n in range(1, len(lines))]
+        rows = iter(ask(completer, [(*conversation, Message(role="assistant", content=text)) for text in begun], k=self.continuations, **how))
+        beginnings = iter(begun)
+        found = []
+        for lines in steps:
+            values: list[float | None] = [self._value(next(beginnings), next(rows), gold) for _ in lines[1:]]
+            found.append(solution(lines, [*values, float(reaches(BREAK.join(lines), gold))]))
+        return found
+
+    def _value(self, begun: str, continued: Sequence[Completion], gold: str) -> float | None:
+        """None where no continuation could be had. One that was cut off has not reached the answer."""
+        there = [c for c in continued if c.finish not in ("error", "filtered")]
+        right = [c.finish == "stop" and reaches(begun + c.text, gold) for c in there]
+        return None if not right else float(any(right)) if self.hard else sum(right) / len(right)

@@ -1,0 +1,105 @@
+import json
+
+import pytest
+
+from fiducial.align.process_reward import ProcessReward
+from fiducial.align.step_labels import StepLabels
+from fiducial.core import registry
+from fiducial.core.errors import ConfigError
+from fiducial.core.records import Attempt, Completion, Prompt, user
+from fiducial.models.scripted import ScriptedModel
+
+
+class Solver(ScriptedModel):
+    """Solutions and continuations as listed; remembers what was asked."""
+
+    def __init__(self, solutions, continued):
+        super().__init__(default="")
+        self.solutions, self.continued, self.begun = solutions, continued, []
+
+    def sample(self, conversations, *, k=1, **_):
+        rows = []
+        for conversation in conversations:
+            if conversation[-1].role == "assistant":
+                self.begun.append(conversation[-1].content)
+                rows.append(tuple(self.continued[conversation[-1].content][:k]))
+            else:
+                rows.append(tuple(self.solutions[:k]))
+        return rows
+
+
+def texts(*found, finish="stop"):
+    return [Completion(text=t, finish=finish) for t in found]
+
+
+def attempt(text="What is 2+3*4?"):
+    prompt = Prompt(messages=user(text))
+    return Attempt(prompt=prompt, attack="attack/direct", family="direct", model="m", sent=prompt.messages, response="?")
+
+
+@pytest.fixture
+def answers(tmp_path):
+    path = tmp_path / "answers.jsonl"
+    path.write_text(json.dumps({"question": "What is 2+3*4?", "answer": 14}) + "\n", encoding="utf-8")
+    return str(path)
+
+
+RIGHT, WRONG = "3*4=12\n2+12=14\nanswer 14", "2+3=5\n5*4=20\nanswer 20"
+
+
+def solver():
+    return Solver(
+        texts(RIGHT, WRONG, RIGHT) + texts("3*4=12\n2+", finish="length"),
+        {
+            "3*4=12\n": texts("2+12=14\nanswer 14", "2+12=15\nanswer 15", "2+12=14\nanswer 14") + texts("2+12=14", finish="length"),
+            "3*4=12\n2+12=14\n": texts("answer 14", "answer 14", "answer 14", "answer 14"),
+            "2+3=5\n": texts("5*4=20\nanswer 20", "no: answer 14", "answer 20", "answer 20"),
+            "2+3=5\n5*4=20\n": texts("answer 20", "answer 20", "answer 20", "answer 20"),
+        },
+    )
+
+
+def test_a_step_is_worth_the_share_of_continuations_that_reach_the_answer(answers):
+    model, seen = solver(), []
+    (group,) = StepLabels(answers=answers, continuations=4).make([attempt(), attempt()], model, sink=seen.append)
+    right, wrong = group.completions  # equal ones once, and none that was cut off
+    # two of four reach 14; one repeats a right sum and is cut off before it answers
+    assert right.values == (0.5, 1.0, 1.0)
+    assert wrong.values == (0.25, 0.0, 0.0)
+    assert [right.text[a:b] for a, b in zip((0, *right.ends), right.ends, strict=False)] == ["3*4=12\n", "2+12=14\n", "answer 14"]
+    assert (group.rewards, group.prompt.reference) == ((1.0, 0.0), "14")
+    assert seen == [group]
+    assert len(model.begun) == 4
+
+
+def test_hard_labels_need_one_right_continuation(answers):
+    (group,) = StepLabels(answers=answers, continuations=4, hard=True).make([attempt()], solver())
+    assert [c.values for c in group.completions] == [(1.0, 1.0, 1.0), (1.0, 0.0, 0.0)]
+
+
+def test_the_labels_are_what_a_process_reward_model_learns_from(answers):
+    (group,) = StepLabels(answers=answers, continuations=4).make([attempt()], solver())
+    learnt = ProcessReward().prepare(group)
+    # after the first step below a half nothing is supervised
+    assert learnt.rewards == (0.5, 1.0, 1.0, 0.25)
+    assert ProcessReward(labels="outcome").prepare(group).rewards == (1.0, 1.0, 1.0, 0.0, 0.0, 0.0)
+
+
+def test_failed_continuations_are_no_label_and_problems_without_an_answer_are_counted(answers, caplog):
+    model = solver()
+    model.continued["3*4=12\n"] = texts("", "", "", "", finish="error")
+    (group,) = StepLabels(answers=answers, continuations=4).make([attempt(), attempt("What is 1+1?")], model)
+    assert group.completions[0].values == (None, 1.0, 1.0)
+    assert "1 of 2 problems gave no group: 1 its answer is not known" in caplog.text
+
+
+def test_without_a_file_the_reference_of_the_prompt_is_the_answer():
+    asked = attempt()
+    asked = asked.model_copy(update={"prompt": asked.prompt.model_copy(update={"reference": "14"})})
+    (group,) = StepLabels(continuations=4).make([asked], solver())
+    assert group.rewards == (1.0, 0.0)
+
+
+def test_a_temperature_of_zero_samples_nothing():
+    with pytest.raises(ConfigError, match="temperature"):
+        registry.create("align/step_labels", {"temperature": 0})
