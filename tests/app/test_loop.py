@@ -8,7 +8,8 @@ import pytest
 
 from fiducial.app import loop
 from fiducial.app.cli.progress import NoProgress
-from fiducial.app.loop import LoopOptions, LoopTraining, material, run_loop
+from fiducial.app.loop import LoopOptions, LoopTraining, run_loop
+from fiducial.app.material import Material, material
 from fiducial.app.summary import Candidate, Point, Summary, Tally
 from fiducial.core.errors import ConfigError, FiducialError, ModelError
 from fiducial.core.ledger import Ledger
@@ -406,9 +407,9 @@ def test_ordinary_prompts_are_measured_in_the_languages_of_the_goals():
     assert sum(asked.values()) == 106
     assert asked["zh"] == round(106 * spoken["zh"] / 160) > 5
     assert held.first(160).ordinary == some.ordinary
-    english = loop.Material([g for g in held.goals if g.language == "en"], [], held.ordinary).first(30).ordinary
+    english = Material([g for g in held.goals if g.language == "en"], [], held.ordinary).first(30).ordinary
     assert ({p.language for p in english}, len(english)) == ({"en"}, 50)
-    french = loop.Material([g.model_copy(update={"language": "fr"}) for g in held.goals], [], held.ordinary).first(30).ordinary
+    french = Material([g.model_copy(update={"language": "fr"}) for g in held.goals], [], held.ordinary).first(30).ordinary
     assert len(french) == 50  # there are none: any others are better than none
 
 

@@ -78,8 +78,10 @@ def test_all_processes_have_the_trained_model_afterwards(left, two, trainer):
 
 
 @pytest.mark.slow
-def test_a_training_of_two_processes_resumes_exactly(two):
-    one, other = two["dpo"], two["dpo@again"]
+@pytest.mark.parametrize("weights", ["two", "parts"], ids=["whole", "shared out"])
+def test_a_training_of_two_processes_resumes_exactly(request, weights):
+    found = request.getfixturevalue(weights)
+    one, other = found["dpo"], found["dpo@again"]
     assert one["fingerprint"] == other["fingerprint"]
     assert one["history"] == other["history"]
 
@@ -100,13 +102,6 @@ def test_weights_that_are_shared_out_train_as_whole_ones_do(trainers, parts, tmp
 @pytest.mark.slow
 def test_shared_out_masters_move_bfloat16_weights(trainers, parts, tmp_path):
     alike(parts["sft@full@bfloat16"], trainers.found(*trainers.go("sft@full@bfloat16", tmp_path)), rel=1e-2, weights=2e-2)
-
-
-@pytest.mark.slow
-def test_a_training_that_is_shared_out_resumes_exactly(parts):
-    one, other = parts["dpo"], parts["dpo@again"]
-    assert one["fingerprint"] == other["fingerprint"]
-    assert one["history"] == other["history"]
 
 
 @pytest.mark.slow

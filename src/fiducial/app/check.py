@@ -9,8 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from fiducial.app import evidence as proof
 from fiducial.app.cli.progress import Progress
-from fiducial.app.loop import Result, machine
-from fiducial.app.measure import tally, trials
+from fiducial.app.loop import Result
+from fiducial.app.measure import machine, tally, trials
 from fiducial.app.summary import Summary
 from fiducial.core import registry
 from fiducial.core.errors import ConfigError, ModelError

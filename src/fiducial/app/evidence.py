@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from fiducial.app.measure import tally
+from fiducial.app.measure import machine, tally
 from fiducial.app.summary import Capability, Example, Point, Slice, Summary, Training
 from fiducial.core.intervals import Rate, mean, paired_difference
 from fiducial.core.records import Attempt, Decision, Evidence, Score, Weakness, digest
@@ -231,7 +231,6 @@ def summary(
 ) -> Summary:
     """Everything the report of a loop shows."""
     from fiducial.app.choice import why
-    from fiducial.app.loop import machine
 
     held_out = {a.family for a in loop.held_out}
     facts, head = loop.run.facts, loop.ledger.head

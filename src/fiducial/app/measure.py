@@ -1,8 +1,11 @@
-"""Trials: attacks on prompts, judged and kept as they come; and how they are counted."""
+"""Trials: attacks on prompts, judged and kept as they come; how they are counted, and on what machine."""
 
 from __future__ import annotations
 
+import os
+import platform
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 
 from fiducial.app.cli.progress import Progress
 from fiducial.app.summary import Tally
@@ -87,3 +90,16 @@ def tally(attempts: Iterable[Attempt], chosen: Callable[[Attempt], bool] = lambd
     for attempt in attempts:
         found = plus(found, attempt, chosen(attempt))
     return found
+
+
+def machine() -> str:
+    """Processor, cores and system, in a line."""
+    name = platform.processor() or platform.machine()
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").splitlines():
+            if line.startswith("model name"):
+                name = line.partition(":")[2].strip()
+                break
+    except OSError:
+        pass
+    return f"{name}, {os.cpu_count()} cores, {platform.system()}"
