@@ -372,7 +372,13 @@ class Loop:
         card.write(self.run, summary)
         page = build(self.run)
         where = "no round was better than the base model" if repaired is base else f"model: run:{self.run.id}"
-        lines_out = [summary.verdict, *(f"  {c.outcome}: {c.rule}: {c.reason}" for c in decision.checks), where, f"report: {page}"]
+        cut = [
+            f"round {r['round']} made {r['steps']} of {r['planned']} steps; for all of them give it more time: minutes=N"
+            for r in rounds
+            if r["steps"] < r["planned"]
+        ]
+        checks = [f"  {c.outcome}: {c.rule}: {c.reason}" for c in decision.checks]
+        lines_out = [summary.verdict, *checks, *(cut if decision.outcome != "pass" else []), where, f"report: {page}"]
         return Result(int(decision.outcome != "pass"), lines_out, {"outcome": decision.outcome, "report": str(page), "figures": figures})
 
     # ---- what stages share
