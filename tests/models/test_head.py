@@ -20,15 +20,15 @@ FORMS = [{}, {"scale": 0.3}, {"softcap": 2.0}, {"scale": 0.5, "softcap": 3.0, "t
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("chunk", [1, 3, 128])
-def test_equals_log_softmax_of_the_formed_logits(form, chunk):
+@pytest.mark.parametrize("cells", [1, 6, 21, 1000])
+def test_equals_log_softmax_of_the_formed_logits(form, cells):
     h, weight, bias, u, target = case()
     logits = (h @ weight.T + bias) * form.get("scale", 1.0)
     if "softcap" in form:
         logits = form["softcap"] * torch.tanh(logits / form["softcap"])
     logits = logits / form.get("temperature", 1.0)
     truth = logits.log_softmax(-1)
-    found = selected_logprobs(h, weight, bias, u, target, chunk=chunk, want_entropy=True, **form)
+    found = selected_logprobs(h, weight, bias, u, target, cells=cells, want_entropy=True, **form)
     assert torch.allclose(found.logp, truth[u, target])
     assert torch.allclose(found.entropy, -(truth.exp() * truth).sum(-1)[u])
     assert torch.equal(found.greedy, logits.argmax(-1)[u] == target)
@@ -39,16 +39,49 @@ def test_gradients_pass_gradcheck_with_repeated_positions(form):
     h, weight, bias, u, target = case()
 
     def scores(h, weight, bias):
-        found = selected_logprobs(h, weight, bias, u, target, chunk=3, want_entropy=True, **form)
+        found = selected_logprobs(h, weight, bias, u, target, cells=21, want_entropy=True, **form)
         return found.logp, found.entropy
 
     assert torch.autograd.gradcheck(scores, (h, weight, bias))
 
 
-def test_weight_gradients_over_many_flushes_equal_one_product(monkeypatch):
-    monkeypatch.setattr(head_module, "WEIGHT_ROWS", 2)
+@pytest.mark.parametrize("form", [{}, {"scale": 0.5, "temperature": 0.7}])
+@pytest.mark.parametrize("cells", [1, 21, 1000])
+def test_gradients_of_the_states_alone_pass_gradcheck(form, cells):
     h, weight, bias, u, target = case()
-    selected_logprobs(h, weight, bias, u, target, chunk=1).logp.sum().backward()
+    again = torch.cat([u, u[:3]]), torch.cat([target, target[:3]])
+    for output in (slice(0, 1), slice(1, 2), slice(0, 2)):  # log-probabilities, entropy, both
+
+        def scores(h, output=output):
+            found = selected_logprobs(h, weight.detach(), bias.detach(), *again, cells=cells, want_entropy=True, **form)
+            return (found.logp, found.entropy)[output]
+
+        assert torch.autograd.gradcheck(scores, (h,))
+
+
+def test_states_alone_need_no_second_look_at_the_logits(monkeypatch):
+    h, weight, _, u, target = case()
+    found = selected_logprobs(h, weight.detach(), None, u, target, want_entropy=True)
+    monkeypatch.setattr(head_module._Buffers, "logits", None)
+    found.logp.sum().backward()
+    truth = torch.autograd.grad(F.linear(h, weight).log_softmax(-1)[u, target].sum(), h)[0]
+    assert torch.allclose(h.grad, truth)
+
+
+def test_near_certainty_the_gradient_is_that_of_float32():
+    """In bfloat16 the token's embedding and the mean embedding are nearly alike, and so is what rounding makes of either."""
+    h, weight = torch.tensor([[8.0, 0.0]]), torch.tensor([[1.0, 0.3], [0.1, 1.7], [-1.0, 0.4]])
+    at, token = torch.tensor([0]), torch.tensor([0])
+    narrow = h.bfloat16().requires_grad_()
+    selected_logprobs(narrow, weight.bfloat16(), None, at, token).logp.sum().backward()
+    wide = h.clone().requires_grad_()
+    F.linear(wide, weight.bfloat16().float()).log_softmax(-1)[0, 0].backward()
+    assert torch.allclose(narrow.grad.float(), wide.grad, rtol=0.02)
+
+
+def test_weight_gradients_over_many_tiles_equal_one_product():
+    h, weight, bias, u, target = case()
+    selected_logprobs(h, weight, bias, u, target, cells=6).logp.sum().backward()
     truth = torch.autograd.grad(F.linear(h, weight, bias).log_softmax(-1)[u, target].sum(), weight)[0]
     assert torch.allclose(weight.grad, truth)
 
@@ -63,7 +96,7 @@ def test_a_frozen_weight_gets_no_gradient():
 
 def test_a_head_known_only_as_a_callable_gives_the_same():
     h, weight, bias, u, target = case()
-    known = selected_logprobs(h, weight, bias, u, target, softcap=2.0, chunk=2, want_entropy=True)
+    known = selected_logprobs(h, weight, bias, u, target, softcap=2.0, cells=22, want_entropy=True)
     called = module_logprobs(h, lambda x: F.linear(x, weight, bias), u, target, softcap=2.0, chunk=2, want_entropy=True)
     assert torch.allclose(known.logp, called.logp)
     assert torch.allclose(known.entropy, called.entropy)
@@ -75,6 +108,23 @@ def test_a_head_known_only_as_a_callable_gives_the_same():
 def test_the_first_of_equal_logits_is_the_greedy_one():
     h, weight = torch.ones(1, 1), torch.tensor([[1.0], [2.0], [2.0]])
     assert selected_logprobs(h, weight, None, torch.tensor([0, 0]), torch.tensor([1, 2])).greedy.tolist() == [True, False]
+
+
+@pytest.mark.parametrize("cells", [1, 2, 3, 7])
+def test_the_first_of_equal_logits_in_several_tiles_is_the_greedy_one(cells):
+    h, weight = torch.ones(2, 1), torch.tensor([[1.0], [2.0], [0.0], [2.0], [2.0], [1.0]])
+    every = torch.arange(6)
+    found = selected_logprobs(h, weight, None, torch.cat([torch.zeros(6), torch.ones(6)]).long(), torch.cat([every, every]), cells=cells)
+    assert found.greedy.tolist() == [False, True, False, False, False, False] * 2
+
+
+@pytest.mark.parametrize("cells", [2, 12])
+def test_tokens_shut_out_by_an_endless_bias_count_for_nothing(cells):
+    h, weight, shut = torch.ones(1, 1), torch.tensor([[5.0], [9.0], [1.0], [2.0]]), torch.tensor([float("-inf"), float("-inf"), 0.0, 0.0])
+    found = selected_logprobs(h, weight, shut, torch.tensor([0]), torch.tensor([3]), cells=cells, want_entropy=True)
+    truth = torch.tensor([1.0, 2.0]).log_softmax(-1)
+    assert found.logp.item() == pytest.approx(truth[1].item())
+    assert found.entropy.item() == pytest.approx(-(truth.exp() * truth).sum().item())
 
 
 def test_log_probabilities_of_bfloat16_models_are_float32():

@@ -73,7 +73,7 @@ def test_all_back_ends_and_budgets_agree(architecture, attention):
     truth = Engine(model, backend="padded").score(paths)
     for backend in ("tree", "kv", "split"):
         for budget in (8, 30, 800):
-            found = Engine(model, backend=backend, budget=budget, chunk=5).score(paths)
+            found = Engine(model, backend=backend, budget=budget, cells=160).score(paths)
             assert (found.edge_logp - truth.edge_logp).abs().max() < 1e-5
             assert torch.equal(found.edge_path, truth.edge_path)
             assert torch.equal(found.is_greedy, truth.is_greedy)

@@ -93,12 +93,20 @@ def quicken(module: torch.nn.Module) -> None:
 
 
 def _forward(self: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-    out: torch.Tensor = self.base_layer(x)
+    import torch
+
+    from fiducial.models.lowrank import adapted
+
+    layer = self.base_layer
     if self.disable_adapters or self.merged:
+        out: torch.Tensor = layer(x)
         return out
-    a, b = self.lora_A["default"].weight.to(x.dtype), self.lora_B["default"].weight
-    change: torch.Tensor = (x @ a.t()) @ (b * self.scaling["default"]).to(x.dtype).t()
-    return out + change
+    a, b, scale = self.lora_A["default"].weight, self.lora_B["default"].weight, self.scaling["default"]
+    watched = layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks
+    if watched or layer.weight.requires_grad or torch.is_autocast_enabled(x.device.type):
+        change: torch.Tensor = (x @ a.to(x.dtype).t()) @ (b * scale).to(x.dtype).t()
+        return torch.add(layer(x), change)
+    return adapted(x, layer.weight, layer.bias, a, b, scale)
 
 
 def _with_tokens(self: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:

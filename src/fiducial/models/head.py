@@ -1,25 +1,27 @@
 """Log-probabilities of chosen tokens at chosen positions, without ever holding all logits.
 
-Logits are made for `chunk` positions at a time, in the model's dtype, and reduced in float32 to one log-sum-exp per position and one
-number per scored token. The backward pass makes the chunk again. Memory is one chunk of logits, whatever the number of positions;
-where the weight trains, besides, the logit gradients of some `WEIGHT_ROWS` positions, which one product takes together.
-Several scored tokens at one position (the first tokens of all answers to a question) share its logits.
+Logits are made in tiles, some positions by some of the vocabulary, in the model's dtype, and reduced in float32 to a running
+log-sum-exp per position and one number per scored token. Where only the states need a gradient, which a frozen head leaves, the mean
+of the output embeddings under the model's distribution is gathered on the way, and the backward pass needs no logits; otherwise it
+makes the tiles again. Memory is one tile, whatever the number of positions. Several scored tokens at one position (the first tokens of
+all answers to a question) share its logits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-WEIGHT_ROWS = 512
-"""Positions whose logit gradients are gathered for one weight-gradient product: fewer, larger products and fewer roundings."""
+ROWS = 512
+"""Positions of a tile, at most."""
+CPU_CELLS, GPU_CELLS = 1 << 20, 1 << 25
+"""Logits of a tile: on a CPU what fits beside the weights in a cache, on a GPU what keeps it busy."""
 
 
 class HeadScores(NamedTuple):
@@ -69,21 +71,31 @@ def selected_logprobs(
     scale: float = 1.0,
     softcap: float | None = None,
     temperature: float = 1.0,
-    chunk: int = 64,
+    cells: int | None = None,
     want_greedy: bool = True,
     want_entropy: bool = False,
 ) -> HeadScores:
     """Scores of the tokens `edge_target` [E] at positions `edge_u` [E] (indices into the U rows of `h_UD`).
 
-    Differentiable once with respect to hidden states, weight and bias; what needs no gradient gets no work. Weight gradients of
-    more than `WEIGHT_ROWS` positions are accumulated in float32. Under autocast the product runs in the autocast dtype.
+    Differentiable once with respect to hidden states, weight and bias; what needs no gradient gets no work. Sums over tiles of `cells`
+    logits are kept in float32. Under autocast the product runs in the autocast dtype.
     """
     form = LogitForm(scale, softcap, temperature)
     dtype = torch.get_autocast_dtype(h_UD.device.type) if torch.is_autocast_enabled(h_UD.device.type) else weight_VD.dtype
-    logp, greedy, entropy = _Selected.apply(  # type: ignore[no-untyped-call]
-        h_UD.to(dtype), weight_VD.to(dtype), None if bias_V is None else bias_V.to(dtype), edge_u, edge_target, form, chunk, want_greedy, want_entropy
+    tiles = Tiles.of(len(h_UD), len(weight_VD), cells or (CPU_CELLS if h_UD.device.type == "cpu" else GPU_CELLS))
+    # what is scored of one position more than once, by several paths, is made once
+    pair, of_edge = torch.unique(edge_u * len(weight_VD) + edge_target, return_inverse=True)
+    logp, greedy, entropy_U = _Selected.apply(  # type: ignore[no-untyped-call]
+        h_UD.to(dtype),
+        weight_VD.to(dtype),
+        None if bias_V is None else bias_V.to(dtype),
+        Pairs(pair // len(weight_VD), pair % len(weight_VD)),
+        form,
+        tiles,
+        torch.is_grad_enabled(),
+        want_entropy,
     )
-    return HeadScores(logp, greedy, entropy)
+    return HeadScores(logp[of_edge], greedy[of_edge] if want_greedy else None, entropy_U[edge_u] if want_entropy else None)
 
 
 def module_logprobs(
@@ -139,8 +151,63 @@ def _chunks(rows: int, edge_u: Tensor, order: Tensor, chunk: int) -> Iterator[tu
         yield bounds[number], bounds[number + 1], order[at[number] : at[number + 1]]
 
 
+class Pairs(NamedTuple):
+    """Scored tokens: each at a position, no two alike."""
+
+    u: Tensor
+    """Position, [P]."""
+    target: Tensor
+    """Token, [P]."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tiles:
+    """How a matrix of positions by vocabulary is cut."""
+
+    rows: list[slice]
+    """Positions."""
+    tokens: list[slice]
+    """Vocabulary."""
+
+    @classmethod
+    def of(cls, rows: int, vocabulary: int, cells: int) -> Tiles:
+        """Tiles of at most so many cells, with as many rows as are allowed."""
+        height = max(1, min(rows, ROWS, cells))
+        width = max(1, min(vocabulary, cells // height))
+        return cls(_slices(rows, height), _slices(vocabulary, width))
+
+
+def _slices(size: int, step: int) -> list[slice]:
+    return [slice(a, min(a + step, size)) for a in range(0, size, step)]
+
+
+class _Buffers:
+    """Memory for one tile, taken once: memory that is given back and asked for again comes page by page."""
+
+    def __init__(self, like: Tensor, tiles: Tiles) -> None:
+        size = (tiles.rows[0].stop if tiles.rows else 0) * tiles.tokens[0].stop
+        self.narrow, wide = like.new_empty(size), torch.promote_types(like.dtype, torch.float32)
+        self.wide = self.narrow if wide == like.dtype else like.new_empty(size, dtype=wide)
+
+    def logits(self, h: Tensor, weight: Tensor, bias: Tensor | None, form: LogitForm) -> Tensor:
+        """Logits [n, B] in at least float32, in memory that the next tile takes over."""
+        shape = (len(h), len(weight))
+        raw = torch.mm(h, weight.t(), out=self._view(self.narrow, shape))
+        if bias is not None:
+            raw += bias
+        return form.apply(raw if self.wide is self.narrow else self._view(self.wide, shape).copy_(raw))
+
+    def narrowed(self, tile: Tensor) -> Tensor:
+        """The tile in the model's dtype."""
+        return tile if tile.dtype == self.narrow.dtype else self._view(self.narrow, tile.shape).copy_(tile)
+
+    @staticmethod
+    def _view(memory: Tensor, shape: Sequence[int]) -> Tensor:
+        return memory[: shape[0] * shape[1]].view(*shape)
+
+
 class _Selected(torch.autograd.Function):
-    """Forward keeps one log-sum-exp per position; backward makes the logits again."""
+    """Scores of pairs, and the entropy at each position."""
 
     @staticmethod
     def forward(
@@ -148,117 +215,117 @@ class _Selected(torch.autograd.Function):
         h_UD: Tensor,
         weight_VD: Tensor,
         bias_V: Tensor | None,
-        edge_u: Tensor,
-        edge_target: Tensor,
+        pairs: Pairs,
         form: LogitForm,
-        chunk: int,
-        want_greedy: bool,
+        tiles: Tiles,
+        grad: bool,
         want_entropy: bool,
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         wide = torch.promote_types(h_UD.dtype, torch.float32)
-        lse_U = h_UD.new_empty(len(h_UD), dtype=wide)
-        entropy_U = h_UD.new_empty(len(h_UD), dtype=wide) if want_entropy else None
-        logp = h_UD.new_empty(len(edge_u), dtype=wide)
-        greedy = torch.zeros(len(edge_u), dtype=torch.bool, device=h_UD.device) if want_greedy else None
-        order = torch.argsort(edge_u, stable=True)
-        for a, b, edges in _chunks(len(h_UD), edge_u, order, chunk):
-            logits = form.apply(F.linear(h_UD[a:b], weight_VD, bias_V))
-            top = logits.amax(-1)
-            u, target = edge_u[edges] - a, edge_target[edges]
-            found = logits[u, target]
-            if greedy is not None:
-                greedy[edges] = _is_first_top(logits, top, u, target, found)
-            # the logits are not needed again, unless for the entropy
-            exp = logits.sub_(top[:, None]).exp_() if entropy_U is None else torch.exp(logits - top[:, None])
-            total = exp.sum(-1)
-            lse_U[a:b] = top + torch.log(total)
-            if entropy_U is not None:
-                entropy_U[a:b] = lse_U[a:b] - exp.mul_(logits).sum(-1) / total
-            logp[edges] = found - lse_U[a:b][u]
-        ctx.save_for_backward(h_UD, weight_VD, bias_V, edge_u, edge_target, order, lse_U, entropy_U)
-        ctx.form, ctx.chunk = form, chunk
-        if greedy is not None:
-            ctx.mark_non_differentiable(greedy)
-        return logp, greedy, entropy_U[edge_u] if entropy_U is not None else None
+        keeps = grad and form.softcap is None and ctx.needs_input_grad[:3] == (True, False, False)
+        lowest = torch.finfo(wide).min
+        top_U = h_UD.new_full((len(h_UD),), lowest, dtype=wide)
+        total_U = torch.zeros_like(top_U)  # sum of exp(logit - top)
+        spread_U = torch.zeros_like(top_U) if want_entropy else None  # sum of exp(logit - top) (logit - top)
+        mean_UD = torch.zeros_like(h_UD, dtype=wide) if keeps else None  # sum of exp(logit - top) weight, without the scored tokens
+        leads = torch.zeros(len(pairs.u), dtype=torch.bool, device=h_UD.device)  # first of the largest in its tile
+        first_U, tile_of = torch.zeros_like(top_U, dtype=torch.long), torch.zeros_like(pairs.u)  # tile of the first largest, of the token
+        found = top_U.new_empty(len(pairs.u))
+        buffers = _Buffers(h_UD, tiles)
+        for number, tokens in enumerate(tiles.tokens):
+            weight, bias = weight_VD[tokens], None if bias_V is None else bias_V[tokens]
+            for rows in tiles.rows:
+                inside, u, target = _inside(pairs, rows, tokens)
+                logits = buffers.logits(h_UD[rows], weight, bias, form)
+                peak, values = logits.amax(-1), logits[u, target]
+                found[inside], leads[inside], tile_of[inside] = values, _is_first_top(logits, peak, u, target, values), number
+                first_U[rows].masked_fill_(peak > top_U[rows], number)
+                top = torch.maximum(top_U[rows], peak)
+                shrink = torch.exp(top_U[rows] - top)
+                logits -= top[:, None]
+                exp = logits.exp_() if spread_U is None else logits.exp()
+                total = exp.sum(-1)
+                if spread_U is not None:
+                    moved = spread_U[rows] + total_U[rows] * (top_U[rows] - top)
+                    spread_U[rows] = shrink * moved + logits.clamp_(min=lowest).mul_(exp).sum(-1)
+                total_U[rows] = shrink * total_U[rows] + total
+                top_U[rows] = top
+                if mean_UD is not None:
+                    exp[u, target] = 0.0
+                    mean_UD[rows] = torch.addcmul(buffers.narrowed(exp) @ weight, mean_UD[rows], shrink[:, None])
+        lse_U = top_U + total_U.log()
+        entropy_U = lse_U - top_U - spread_U / total_U if spread_U is not None else None
+        greedy = leads & (found == top_U[pairs.u]) & (tile_of == first_U[pairs.u])
+        logp = found - lse_U[pairs.u]
+        if mean_UD is not None:
+            mean_UD /= total_U[:, None]
+        ctx.save_for_backward(h_UD, weight_VD, bias_V, *pairs, lse_U, entropy_U, mean_UD, logp)
+        ctx.form, ctx.tiles = form, tiles
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(greedy)
+        return logp, greedy, entropy_U
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_logp: Tensor, _greedy: Tensor | None, grad_entropy: Tensor | None) -> tuple[Tensor | None, ...]:
-        h_UD, weight_VD, bias_V, edge_u, edge_target, order, lse_U, entropy_U = ctx.saved_tensors
+    def backward(ctx: Any, grad_logp: Tensor | None, _greedy: Tensor | None, spread_U: Tensor | None) -> tuple[Tensor | None, ...]:
+        h_UD, weight_VD, bias_V, u, target, lse_U, entropy_U, mean_UD, logp = ctx.saved_tensors
+        pairs = Pairs(u, target)
+        grad_logp = torch.zeros_like(logp) if grad_logp is None else grad_logp
+        total_U = torch.zeros_like(lse_U).index_add_(0, u, grad_logp)
+        if mean_UD is not None and spread_U is None:
+            # d logp / d state = weight of the token - mean weight, the scored tokens' part in the mean apart: near certainty it nearly cancels
+            own = (grad_logp - total_U[u] * logp.exp())[:, None] * weight_VD[target]
+            grad_h = (mean_UD * -total_U[:, None]).index_add_(0, u, own)
+            return (ctx.form.pull(grad_h, grad_h).to(h_UD.dtype), *([None] * 7))
         need_h, need_weight, need_bias = ctx.needs_input_grad[:3]
-        total_U = torch.zeros_like(lse_U).index_add_(0, edge_u, grad_logp)
-        spread_U = torch.zeros_like(lse_U).index_add_(0, edge_u, grad_entropy) if entropy_U is not None and grad_entropy is not None else None
-        grad_h = torch.empty_like(h_UD) if need_h else None
-        weights = _WeightGrad(weight_VD, rows=len(h_UD)) if need_weight else None
+        grad_h = torch.zeros_like(h_UD, dtype=lse_U.dtype) if need_h else None
+        grad_weight = torch.empty_like(weight_VD) if need_weight else None
         grad_bias = torch.zeros_like(bias_V, dtype=lse_U.dtype) if need_bias else None
-        for a, b, edges in _chunks(len(h_UD), edge_u, order, ctx.chunk):
-            logits = ctx.form.apply(F.linear(h_UD[a:b], weight_VD, bias_V))
-            if spread_U is not None:  # d entropy / d logit_j = -p_j (log p_j + entropy)
-                log_p = logits - lse_U[a:b, None]
-                grad = torch.exp(log_p)
-                grad *= -total_U[a:b, None] - spread_U[a:b, None] * (log_p + entropy_U[a:b, None])
-            else:
-                own = logits if ctx.form.softcap is None else logits.clone()  # a cap's derivative needs the logits
-                grad = own.sub_(lse_U[a:b, None]).exp_().mul_(-total_U[a:b, None])
-            grad.index_put_((edge_u[edges] - a, edge_target[edges]), grad_logp[edges], accumulate=True)
-            grad = ctx.form.pull(grad, logits)
-            if grad_bias is not None:
-                grad_bias += grad.sum(0)
-            narrow = grad.to(h_UD.dtype)
-            if grad_h is not None:
-                torch.matmul(narrow, weight_VD, out=grad_h[a:b])
-            if weights is not None:
-                weights.add(narrow, h_UD[a:b])
+        buffers = _Buffers(h_UD, ctx.tiles)
+        for tokens in ctx.tiles.tokens:
+            weight, bias = weight_VD[tokens], None if bias_V is None else bias_V[tokens]
+            products = []
+            for rows in ctx.tiles.rows:
+                inside, at, token = _inside(pairs, rows, tokens)
+                logits = buffers.logits(h_UD[rows], weight, bias, ctx.form)
+                if spread_U is not None:  # d entropy / d logit_j = -p_j (log p_j + entropy)
+                    log_p = logits - lse_U[rows, None]
+                    grad = torch.exp(log_p)
+                    grad *= -total_U[rows, None] - spread_U[rows, None] * (log_p + entropy_U[rows, None])
+                else:
+                    own = logits if ctx.form.softcap is None else logits.clone()  # a cap's derivative needs the logits
+                    grad = own.sub_(lse_U[rows, None]).exp_().mul_(-total_U[rows, None])
+                grad[at, token] += grad_logp[inside]
+                grad = ctx.form.pull(grad, logits)
+                if grad_bias is not None:
+                    grad_bias[tokens] += grad.sum(0)
+                narrow = buffers.narrowed(grad)
+                if grad_h is not None:
+                    grad_h[rows] += narrow @ weight
+                if grad_weight is not None:
+                    products.append(narrow.t() @ h_UD[rows])
+            if grad_weight is not None:
+                grad_weight[tokens] = products[0] if len(products) == 1 else torch.stack(products).sum(0, dtype=lse_U.dtype)
         return (
-            grad_h,
-            weights.result() if weights is not None else None,
+            grad_h.to(h_UD.dtype) if grad_h is not None else None,
+            grad_weight,
             grad_bias.to(bias_V.dtype) if grad_bias is not None else None,
-            *([None] * 6),
+            *([None] * 5),
         )
 
 
+def _inside(pairs: Pairs, rows: slice, tokens: slice) -> tuple[Tensor, Tensor, Tensor]:
+    """Which pairs lie in a tile, and where in it: rows and columns."""
+    # pairs are in order of their positions
+    first, last = torch.searchsorted(pairs.u, torch.tensor([rows.start, rows.stop], device=pairs.u.device)).tolist()
+    target = pairs.target[first:last]
+    inside = first + ((target >= tokens.start) & (target < tokens.stop)).nonzero()[:, 0]
+    return inside, pairs.u[inside] - rows.start, pairs.target[inside] - tokens.start
+
+
 def _is_first_top(logits: Tensor, top: Tensor, u: Tensor, target: Tensor, found: Tensor) -> Tensor:
-    """Whether each target is its position's argmax. Only those equal to the maximum are looked at for ties, which bfloat16 has often."""
+    """Whether each target is its row's argmax. Only those equal to the maximum are looked at for ties, which bfloat16 has often."""
     greedy = found == top[u]
     close = greedy.nonzero().flatten()
     greedy[close] = logits[u[close]].argmax(-1) == target[close] if len(close) else greedy[close]
     return greedy
-
-
-class _WeightGrad:
-    """Sum over chunks of gradᵀ h: one product when all positions fit, float32 accumulation of products otherwise."""
-
-    def __init__(self, weight_VD: Tensor, *, rows: int) -> None:
-        self.weight, self.rows = weight_VD, rows
-        self.grads: list[Tensor] = []
-        self.hidden: list[Tensor] = []
-        self.held = 0
-        self.total: Tensor | None = None
-
-    def add(self, grad: Tensor, h: Tensor) -> None:
-        """Takes one chunk: grad [n, V], h [n, D]."""
-        self.grads.append(grad)
-        self.hidden.append(h)
-        self.held += len(h)
-        if self.held >= WEIGHT_ROWS and self.rows > self.held:
-            self._flush()
-
-    def result(self) -> Tensor:
-        """The gradient in the weight's dtype, [V, D]."""
-        if self.grads or self.total is None:
-            self._flush()
-        assert self.total is not None
-        return self.total.to(self.weight.dtype)
-
-    def _flush(self) -> None:
-        if not self.grads:
-            self.total = torch.zeros_like(self.weight)
-            return
-        product = torch.cat(self.grads).T @ torch.cat(self.hidden)
-        if self.rows <= self.held:
-            self.total = product
-        elif self.total is None:
-            self.total = product.to(torch.promote_types(product.dtype, torch.float32))
-        else:
-            self.total += product
-        self.grads, self.hidden, self.held = [], [], 0

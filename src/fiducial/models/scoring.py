@@ -58,15 +58,14 @@ class Engine:
     `backend` "auto" takes the first of tree, kv (without gradients) and padded that the self-check accepted, and shares only what
     is worth sharing. Naming a back end that was not accepted raises ModelError. "kv" shares each group's prefix through the cache,
     "split" cuts every tree into rows that repeat the prefix, "flex" needs CUDA and a model opened with flex attention.
-    `budget` is the number of tokens in a row (800 on a CPU, 2048 elsewhere), `chunk` the number of positions whose logits exist at
-    once.
+    `budget` is the number of tokens in a row (800 on a CPU, 2048 elsewhere), `cells` the number of logits that exist at once.
     """
 
-    def __init__(self, module: nn.Module, *, backend: Backend = "auto", budget: int | None = None, chunk: int = 64) -> None:
+    def __init__(self, module: nn.Module, *, backend: Backend = "auto", budget: int | None = None, cells: int | None = None) -> None:
         if backend not in get_args(Backend):
             raise ModelError(f"there is no back end '{backend}'", hint="known: " + ", ".join(get_args(Backend)))
         self.module = module
-        self.chunk = chunk
+        self.cells = cells
         self._part = anatomy(module)
         self.budget = budget or (CPU_BUDGET if self._part.device.type == "cpu" else GPU_BUDGET)
         self._asked = backend
@@ -85,7 +84,7 @@ class Engine:
 
     def beside(self, module: nn.Module) -> Engine:
         """The same around another module of the same structure, for a thread of its own."""
-        other = Engine(module, budget=self.budget, chunk=self.chunk)
+        other = Engine(module, budget=self.budget, cells=self.cells)
         other._asked, other._verdict = self._asked, self.verdict
         return other
 
@@ -234,7 +233,7 @@ class Engine:
         if not len(row.edge_u):
             empty = torch.zeros(0, device=h_UD.device)
             return HeadScores(empty, empty.bool(), empty if entropy else None)
-        shape: dict[str, Any] = {"temperature": temperature, "chunk": self.chunk, "want_greedy": True, "want_entropy": entropy}
+        shape: dict[str, Any] = {"temperature": temperature, "want_greedy": True, "want_entropy": entropy}
         if self.verdict.head == "logits":
             return module_logprobs(h_UD, nn.Identity(), row.edge_u, row.edge_target, **shape)
         shape |= {"scale": part.scale, "softcap": part.softcap}
@@ -242,7 +241,7 @@ class Engine:
         if type(part.head) is not nn.Linear:
             return module_logprobs(h_UD, part.head, row.edge_u, row.edge_target, **shape)
         weight, bias = part.head.weight, part.head.bias
-        return selected_logprobs(h_UD.to(weight.device), weight, bias, row.edge_u.to(weight.device), row.edge_target.to(weight.device), **shape)
+        return selected_logprobs(h_UD.to(weight.device), weight, bias, row.edge_u.to(weight.device), row.edge_target.to(weight.device), cells=self.cells, **shape)
 
     def _assemble(self, row: Row, head: HeadScores, hidden: dict[int | str, Tensor] | None) -> Scores:
         device = head.logp.device
