@@ -29,10 +29,11 @@ from pathlib import Path
 from typing import Any, Self
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("GOMP_SPINCOUNT", "300000")  # how GNU OpenMP waits by itself, and so the peer without us; ours waits shorter, which is no faster
+os.environ.setdefault("GOMP_SPINCOUNT", "300000")  # as GNU OpenMP waits by itself, and so the peer without us
+
+import torch
 
 import fiducial
-import torch
 
 HERE = Path(__file__).resolve().parent
 TEXT = HERE.parent / "LICENSE"

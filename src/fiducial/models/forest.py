@@ -166,13 +166,23 @@ def common(a: Sequence[int], b: Sequence[int]) -> int:
     return n if a[:n] == b[:n] else bisect_left(range(n), True, key=lambda i: a[: i + 1] != b[: i + 1])
 
 
-def plan(paths: Paths, *, budget: int = 800, backend: str = "tree", keep_last: bool = False, crossover: float = CROSSOVER, call: float = CALL) -> list[Row]:
+def plan(
+    paths: Paths,
+    *,
+    budget: int = 800,
+    backend: str = "tree",
+    keep_last: bool = False,
+    crossover: float = CROSSOVER,
+    call: float = CALL,
+    dense: bool = True,
+) -> list[Row]:
     """Rows of at most about `budget` tokens that together hold every path once, longest row first.
 
     `backend`: "tree" shares every common beginning, also between groups; "split" does so but cuts every group into at least two
     rows; "kv" shares each group's common prefix; "padded" shares nothing; "auto" is "tree" where that is cheaper and "padded"
     elsewhere. A group is divided over rows only when its tree exceeds the budget. `keep_last` makes last tokens nodes. `crossover` is the
-    row length at which attention costs as much as the linear layers, `call` the fixed cost of a pass; both in tokens.
+    row length at which attention costs as much as the linear layers, `call` the fixed cost of a pass; both in tokens. `dense` attention
+    costs every pair of nodes of a row, other only those that see each other.
     """
     if budget < 1:
         raise DataError(f"a row budget of {budget} tokens holds nothing", hint="use 400 to 1600 on a CPU")
@@ -181,11 +191,12 @@ def plan(paths: Paths, *, budget: int = 800, backend: str = "tree", keep_last: b
     for index in sorted(range(len(fed)), key=lambda index: fed[index]):
         members.setdefault(paths.group[index], []).append(index)
     groups = list(members.values())
+    cost = _Cost(crossover, call, dense)
     layouts: list[tuple[Form, list[int]]] = []
     if backend in ("tree", "split", "auto"):
-        clusters = _clusters(groups, fed, budget, crossover, call, split=backend == "split")
-        shared = [backend != "auto" or _shares(cluster, paths.group, fed, budget, crossover) for cluster in clusters]
-        layouts += [("tree", row) for row in _first_fit([cluster for cluster, yes in zip(clusters, shared, strict=True) if yes], fed, budget, crossover, call)]
+        clusters = _clusters(groups, fed, budget, cost, split=backend == "split")
+        shared = [backend != "auto" or _shares(cluster, paths.group, fed, budget, cost) for cluster in clusters]
+        layouts += [("tree", row) for row in _first_fit([cluster for cluster, yes in zip(clusters, shared, strict=True) if yes], fed, budget, cost)]
         groups = _regroup([cluster for cluster, yes in zip(clusters, shared, strict=True) if not yes], paths.group)
     if backend == "kv":
         together = [group for group in groups if len(group) > 1 and common(fed[group[0]], fed[group[-1]])]
@@ -251,23 +262,44 @@ def _size(cluster: Sequence[int], fed: list[Tokens]) -> int:
     return len(fed[cluster[0]]) + sum(len(fed[b]) - common(fed[a], fed[b]) for a, b in pairwise(cluster)) if cluster else 0
 
 
-def _join_pays(a: int, b: int, shared: int, crossover: float, call: float) -> bool:
-    """Whether one row for trees of `a` and `b` nodes is cheaper than two: it saves a call and what they share, but attends across."""
-    return call + shared > 2.0 * a * (b - shared) / crossover
+@dataclass(frozen=True, slots=True)
+class _Cost:
+    """What rows cost, in tokens."""
+
+    crossover: float
+    call: float
+    dense: bool
+
+    def of(self, cluster: Sequence[int], fed: list[Tokens]) -> float:
+        """Of the trie of lexicographically sorted sequences."""
+        size = _size(cluster, fed)
+        if self.dense:
+            return _cost(size, self.crossover)
+        first = cluster[0]
+        seen = len(fed[first]) ** 2 + sum((len(fed[b]) - common(fed[a], fed[b])) * len(fed[b]) for a, b in pairwise(cluster))
+        return size + seen / self.crossover
+
+    def join_pays(self, a: int, b: int, shared: int) -> bool:
+        """Whether one row for trees of `a` and `b` nodes is cheaper than two: it saves a call and what they share, but dense attention is across."""
+        return not self.dense or self.call + shared > 2.0 * a * (b - shared) / self.crossover
+
+    def pieces(self, prefix: int, rest: int) -> float:
+        """Into how many rows a tree of a prefix and the rest is best divided, where repeating the prefix saves attention."""
+        return rest / sqrt(prefix * (self.crossover + prefix)) if self.dense else 1.0
 
 
-def _clusters(groups: list[list[int]], fed: list[Tokens], budget: int, crossover: float, call: float, *, split: bool) -> list[list[int]]:
+def _clusters(groups: list[list[int]], fed: list[Tokens], budget: int, cost: _Cost, *, split: bool) -> list[list[int]]:
     """Groups that share a beginning drawn together up to the budget; larger groups cut. Groups come in lexicographic order."""
     clusters: list[list[int]] = []
     held, previous = 0, None
     for group in groups:
         size = _size(group, fed)
         if size > budget or (split and len(group) > 1):
-            clusters += _cut(group, fed, size, budget, crossover, least=2 if split else 1)
+            clusters += _cut(group, fed, size, budget, cost, least=2 if split else 1)
             previous = None
             continue
         shared = common(fed[previous], fed[group[0]]) if previous is not None else 0
-        if shared and held + size - shared <= budget and _join_pays(held, size, shared, crossover, call):
+        if shared and held + size - shared <= budget and cost.join_pays(held, size, shared):
             clusters[-1] += group
             held += size - shared
         else:
@@ -277,11 +309,11 @@ def _clusters(groups: list[list[int]], fed: list[Tokens], budget: int, crossover
     return clusters
 
 
-def _cut(group: list[int], fed: list[Tokens], size: int, budget: int, crossover: float, *, least: int) -> list[list[int]]:
-    """A tree divided where repeating its prefix costs as much as the attention saved: r = S / sqrt(P (c + P)), c the crossover."""
+def _cut(group: list[int], fed: list[Tokens], size: int, budget: int, cost: _Cost, *, least: int) -> list[list[int]]:
+    """A tree divided where repeating its prefix costs as much as the dense attention saved: r = S / sqrt(P (c + P)), c the crossover."""
     prefix = common(fed[group[0]], fed[group[-1]])
     rest = size - prefix
-    best = rest / sqrt(prefix * (crossover + prefix)) if prefix else float(len(group))
+    best = cost.pieces(prefix, rest) if prefix else float(len(group))
     filled = ceil(rest / max(budget - prefix, budget // 4, 1))
     pieces = min(max(round(min(best, filled)), least, ceil(size / MAX_ROW)), len(group))
     target = prefix + rest / pieces
@@ -297,19 +329,19 @@ def _cut(group: list[int], fed: list[Tokens], size: int, budget: int, crossover:
     return [*cuts, current]
 
 
-def _shares(cluster: list[int], group: Sequence[int], fed: list[Tokens], budget: int, crossover: float) -> bool:
+def _shares(cluster: list[int], group: Sequence[int], fed: list[Tokens], budget: int, cost: _Cost) -> bool:
     """Whether the packed form of a cluster costs less than its paths side by side, the places that padding fills included."""
     batches = _batches(_regroup([cluster], group), fed, budget)
-    apart = sum(len(batch) * _cost(max(len(fed[index]) for index in batch), crossover) for batch in batches)
-    return len(cluster) > 1 and WORTH * _cost(_size(sorted(cluster, key=lambda index: fed[index]), fed), crossover) < apart
+    apart = sum(len(batch) * _cost(max(len(fed[index]) for index in batch), cost.crossover) for batch in batches)
+    return len(cluster) > 1 and WORTH * cost.of(sorted(cluster, key=lambda index: fed[index]), fed) < apart
 
 
-def _first_fit(clusters: list[list[int]], fed: list[Tokens], budget: int, crossover: float, call: float) -> list[list[int]]:
+def _first_fit(clusters: list[list[int]], fed: list[Tokens], budget: int, cost: _Cost) -> list[list[int]]:
     """Bins packed into rows, largest first, each into the first row with room where joining pays."""
     rows: list[list[int]] = []
     held: list[int] = []
     for size, cluster in sorted(((_size(sorted(cluster, key=lambda index: fed[index]), fed), cluster) for cluster in clusters), key=lambda item: -item[0]):
-        fits = (number for number, nodes in enumerate(held) if nodes + size <= budget and _join_pays(nodes, size, 0, crossover, call))
+        fits = (number for number, nodes in enumerate(held) if nodes + size <= budget and cost.join_pays(nodes, size, 0))
         number = next(fits, None)
         if number is None:
             rows.append(list(cluster))

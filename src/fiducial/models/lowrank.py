@@ -36,7 +36,7 @@ class _Adapted(torch.autograd.Function):
         flat_NI, low_NR, weight_OI, a, b = ctx.saved_tensors
         need_x, need_a, need_b = (ctx.needs_input_grad[i] for i in (0, 3, 4))
         grad_NO = grad.reshape(-1, grad.shape[-1])
-        low_grad_NR = grad_NO @ b if need_x or need_a else None
+        low_grad_NR = grad_NO @ b
         grad_x = (grad_NO @ weight_OI).addmm_(low_grad_NR, a).view(ctx.shape) if need_x else None
         grad_a = (low_grad_NR.t() @ flat_NI).to(ctx.kinds[0]) if need_a else None
         grad_b = (grad_NO.t() @ low_NR).to(ctx.kinds[1]).mul_(ctx.scale) if need_b else None

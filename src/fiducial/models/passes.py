@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from fiducial.core.errors import ModelError
-from fiducial.models.attention import products
+from fiducial.models.attention import by_products, products
+from fiducial.models.blocks import cut
 from fiducial.models.forest import Row, additive, visible
 from fiducial.models.limits import Limits, limits
 
@@ -58,6 +59,11 @@ class Anatomy:
     def device(self) -> torch.device:
         """Where token ids go."""
         return self.embedding.weight.device
+
+    @property
+    def cuts(self) -> bool:
+        """Whether attention leaves out what a row's mask leaves empty."""
+        return by_products(self.causal.config.get_text_config(), self.device)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -144,15 +150,20 @@ def tree_mask(row: Row, form: Mask, part: Anatomy) -> Any:
         return visible(row)[None, None]
     whole = visible(row)
     if form == "additive":
-        return additive(whole, part.dtype)[None, None]
+        return _added(whole, row, part)
     if form == "windowed":
-        return additive(visible(row, window=part.window, block=part.block), part.dtype)[None, None]
-    masks = {"full_attention": additive(whole, part.dtype)[None, None]}
+        return _added(visible(row, window=part.window, block=part.block), row, part)
+    masks = {"full_attention": _added(whole, row, part)}
     if part.window is not None:
-        masks["sliding_attention"] = additive(visible(row, window=part.window), part.dtype)[None, None]
+        masks["sliding_attention"] = _added(visible(row, window=part.window), row, part)
     if part.block is not None:
-        masks["chunked_attention"] = additive(visible(row, block=part.block), part.dtype)[None, None]
+        masks["chunked_attention"] = _added(visible(row, block=part.block), row, part)
     return masks
+
+
+def _added(seen: Tensor, row: Row, part: Anatomy) -> Tensor:
+    mask = additive(seen, part.dtype)[None, None]
+    return cut(mask, row) if part.cuts else mask
 
 
 def _block_mask(row: Row) -> Any:

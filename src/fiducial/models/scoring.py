@@ -122,7 +122,11 @@ class Engine:
         budget = self.budget if foreign is None or name == "padded" else min(self.budget, foreign)
         form = {"tree": "auto" if self._asked == "auto" else "tree", "flex": "tree"}.get(name, name)
         call = STEP if grad else CALL
-        some = plan(paths.select(chosen), budget=budget, backend=form, keep_last=keep_last, crossover=self._part.crossover, call=call) if chosen else []
+        some = (
+            plan(paths.select(chosen), budget=budget, backend=form, keep_last=keep_last, crossover=self._part.crossover, call=call, dense=not self._part.cuts)
+            if chosen
+            else []
+        )
         rows = [replace(row, paths=[chosen[local] for local in row.paths]) for row in some]
         wide = [row for row in rows if foreign is not None and len(row.ids) > foreign and row.form != "padded" and not row.chain]
         if not wide:
@@ -241,7 +245,9 @@ class Engine:
         if type(part.head) is not nn.Linear:
             return module_logprobs(h_UD, part.head, row.edge_u, row.edge_target, **shape)
         weight, bias = part.head.weight, part.head.bias
-        return selected_logprobs(h_UD.to(weight.device), weight, bias, row.edge_u.to(weight.device), row.edge_target.to(weight.device), cells=self.cells, **shape)
+        return selected_logprobs(
+            h_UD.to(weight.device), weight, bias, row.edge_u.to(weight.device), row.edge_target.to(weight.device), cells=self.cells, **shape
+        )
 
     def _assemble(self, row: Row, head: HeadScores, hidden: dict[int | str, Tensor] | None) -> Scores:
         device = head.logp.device
