@@ -33,7 +33,7 @@ def drawn(size, seed):
 
 def both(row, fixed_cost, monkeypatch):
     """The mask whole, and cut with that fixed cost of a block."""
-    monkeypatch.setattr(blocks_module, "CALL", fixed_cost)
+    monkeypatch.setattr(blocks_module, "BLOCK", fixed_cost)
     mask = additive(visible(row), torch.float64)[None, None]
     return mask, cut(mask.clone(), row)
 

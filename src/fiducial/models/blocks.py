@@ -13,12 +13,10 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor
 
-from fiducial.models.forest import Row
+from fiducial.models.forest import BLOCK, Row
 
 Span = tuple[int, int]
 
-CALL = 16384
-"""Fixed cost of a block, in pairs of query and key; measured for SmolLM2-135M on a CPU."""
 MOST_RUNS = 200
 """Unbranched stretches beyond which a row is left whole."""
 
@@ -101,7 +99,7 @@ def _tree(run: _Run, above: tuple[Span, ...]) -> _Plan:
 
 def _one(queries: Span, above: tuple[Span, ...]) -> _Plan:
     keys = _joined(above, queries)
-    return (queries[1] - queries[0]) * sum(b - a for a, b in keys) + CALL, [(queries, keys)]
+    return (queries[1] - queries[0]) * sum(b - a for a, b in keys) + BLOCK, [(queries, keys)]
 
 
 def _joined(spans: tuple[Span, ...], span: Span) -> tuple[Span, ...]:
