@@ -1,4 +1,4 @@
-"""The language-model head alone, forward and backward: memory and time of the selected chunked head.
+"""The language-model head alone, forward and backward: memory and time of the selected head in tiles.
 
     python bench/head.py [--repetitions N] [--threads N] [--small]
 
@@ -26,7 +26,7 @@ from fiducial.models.head import selected_logprobs
 
 MEMORY_TARGET = 100
 PROCESSES = 3
-ALL, TRL, SELECTED = "all positions", "TRL chunked", "selected, chunk 64"
+ALL, TRL, SELECTED = "all positions", "TRL chunked", "selected, in tiles"
 TRL_CHUNK = 32_768
 """Vocabulary entries per tile, as TRL's trainers set it."""
 METRICS = ("log_probs", "entropy", "mean_logits", "is_top1")

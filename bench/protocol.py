@@ -230,6 +230,7 @@ class Bench:
             "repetitions": self.repetitions,
             "threads": self.options.threads,
             "niceness": os.nice(0),
+            "openmp_spins": os.environ["GOMP_SPINCOUNT"],
             "load": {"before": [round(x, 2) for x in load], "after": [round(x, 2) for x in os.getloadavg()]},
             "machine": machine(),
             "versions": versions(),
@@ -307,8 +308,9 @@ def _circumstances(record: Mapping[str, Any]) -> list[str]:
     packages = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
     kind = f"{record['repetitions']} interleaved repetitions after one warm-up, {record['minutes']} minutes"
     kind = "Tiny random model, no times" if record["small"] else kind
+    threads = f"Threads {record['threads']}, waiting for {record['openmp_spins']} turns, niceness {record['niceness']}."
     return [
-        f"{record['date']}. {cpu['cpu']}, {cpu['cores']} cores, {cpu['memory_gib']} GiB; {flags}. Threads {record['threads']}, niceness {record['niceness']}.",
+        f"{record['date']}. {cpu['cpu']}, {cpu['cores']} cores, {cpu['memory_gib']} GiB; {flags}. {threads}",
         f"{kind}. Load (1, 5, 15 minutes) before {load['before']}, after {load['after']}. GPU: {record['gpu']}.",
         f"{packages}. Reproduce: `python bench/{record['benchmark']}.py --threads {record['threads']} --repetitions {record['repetitions']}`.",
     ]

@@ -3,8 +3,7 @@
 import os
 from pathlib import Path
 
-# GNU OpenMP spins at barriers when fewer cores are free than threads; passive waiting costs nothing when they are free.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Several tests run at once, each on one core.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")

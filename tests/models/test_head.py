@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from fiducial.core.errors import DataError
 from fiducial.models import head as head_module
 from fiducial.models.head import logsumexp, module_logprobs, selected_logprobs
 
@@ -144,3 +145,39 @@ def test_autocast_narrows_the_product_and_not_the_result():
 
 def test_log_sum_exp_survives_large_numbers():
     assert logsumexp(torch.tensor([[1e4, 1e4]])).item() == pytest.approx(1e4 + 0.6931, abs=1e-3)
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_rounding_of_tiles_is_of_the_order_of_one_product(trained):
+    """A tile's products are in bfloat16; their sum is not."""
+    draw = torch.Generator().manual_seed(0)
+    h, weight = torch.randn(40, 32, generator=draw), torch.randn(4000, 32, generator=draw) * 0.3
+    u, target = torch.arange(40), torch.randint(4000, (40,), generator=draw)
+    truth = torch.autograd.grad(F.linear(x := h.bfloat16().float().requires_grad_(), weight.bfloat16().float()).log_softmax(-1)[u, target].sum(), x)[0]
+
+    def error(cells):
+        narrow = h.bfloat16().requires_grad_()
+        selected_logprobs(narrow, weight.bfloat16().requires_grad_(trained), None, u, target, cells=cells).logp.sum().backward()
+        return (narrow.grad.float() - truth).norm() / truth.norm()
+
+    assert error(2000) < 0.01
+    assert error(2000) < 1.5 * error(40 * 4000)
+
+
+def test_a_token_beyond_the_heads_vocabulary_is_refused():
+    h, weight, _, u, target = case()
+    with pytest.raises(DataError, match="vocabulary of 11"):
+        selected_logprobs(h, weight, None, u, target + V)
+
+
+def test_nothing_scored_has_gradients_of_zero():
+    h, weight, bias, _, _ = case()
+    none = torch.zeros(0, dtype=torch.long)
+    selected_logprobs(h[:0], weight, bias, none, none).logp.sum().backward()
+    assert bool((weight.grad == 0).all())
+
+
+def test_the_entropys_gradient_survives_tokens_that_are_shut_out():
+    h, weight, shut = torch.ones(1, 1, requires_grad=True), torch.tensor([[5.0], [9.0], [1.0]]), torch.tensor([float("-inf"), 0.0, 0.0])
+    selected_logprobs(h, weight, shut, torch.tensor([0]), torch.tensor([1]), want_entropy=True).entropy.sum().backward()
+    assert bool(h.grad.isfinite().all())

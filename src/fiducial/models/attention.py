@@ -19,10 +19,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from fiducial.models.blocks import Block, Span, blocks_of
+from fiducial.models.blocks import LONGEST, Block, Span, blocks_of
 
-LONGEST = 1024
-"""Queries at once up to which all scores are written out; beyond it the fused kernel needs less memory."""
 _NAME = "fiducial_products"
 
 
@@ -49,7 +47,8 @@ def _attend(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_ma
     blocks = blocks_of(attention_mask)
     known = isinstance(attention_mask, Tensor) or (t == s and getattr(module, "is_causal", False))
     longest = t if blocks is None else max(block.last - block.first for block in blocks)
-    if longest > LONGEST or not known or kwargs.get("position_bias") is not None or kwargs.get("dropout"):
+    foreign = kwargs.get("position_bias") is not None or kwargs.get("dropout") or torch.is_autocast_enabled(query.device.type)
+    if longest > LONGEST or not known or foreign:  # for long rows the fused kernel needs less memory
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
     if blocks is None:
         blocks = [Block(0, t, ((0, s),), _additive(attention_mask, query, s))]
@@ -72,7 +71,7 @@ class _Products(torch.autograd.Function):
                 scores = scores.float()
             weights = torch.softmax(scores.add_(mask[:, :, None]), -1).to(value.dtype).flatten(2, 3)
             parts[:, :, :, first:last] = (weights @ v).view(b, groups, -1, last - first, v.shape[3])
-            kept += [q, weights]
+            kept += [q, weights] if any(ctx.needs_input_grad) else []
         ctx.save_for_backward(key, value, *kept)
         ctx.scaling, ctx.heads, ctx.spans = scaling, heads, [block[:3] for block in blocks]
         return out

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import NamedTuple, cast
 
 import torch
@@ -18,7 +19,9 @@ from fiducial.models.forest import BLOCK, Row
 Span = tuple[int, int]
 
 MOST_RUNS = 200
-"""Unbranched stretches beyond which a row is left whole."""
+"""Unbranched stretches beyond which trees are left whole."""
+LONGEST = 1024
+"""Queries at once up to which all scores are written out."""
 
 
 class Block(NamedTuple):
@@ -42,34 +45,36 @@ class _Run:
     children: list[_Run]
 
 
-_Plan = tuple[int, list[tuple[Span, tuple[Span, ...]]]]
+_Plan = tuple[float, list[tuple[Span, tuple[Span, ...]]]]
 """Cost, and for every block its queries and its keys."""
 
 
 def cut(mask: Tensor, row: Row) -> Tensor:
     """`mask` [1, 1, N, N], which carries the blocks of `row` as its attribute `blocks` from now on; `blocks_of` reads them."""
     _, plan = _forest(_runs(row), ())
-    if len(plan) > 1:
+    area = sum((last - first) * sum(b - a for a, b in keys) for (first, last), keys in plan)
+    if len(plan) > 1 and area <= LONGEST**2:
         whole = [Block(first, last, keys, torch.cat([mask[..., first:last, a:b] for a, b in keys], -1)) for (first, last), keys in plan]
         mask.blocks = whole  # type: ignore[attr-defined]
     return mask
 
 
 def blocks_of(mask: object) -> list[Block] | None:
-    """The blocks that a mask carries; none where it carries none, as after any operation on it."""
+    """The blocks that a mask carries; none where it carries none, as the result of an operation on one."""
     return cast("list[Block] | None", getattr(mask, "blocks", None))
 
 
 def _runs(row: Row) -> list[_Run]:
-    """The trees of a row as runs; a row of too many as a single one."""
+    """The trees of a row as runs, long ones in pieces; where they are too many, a run for each tree."""
     parent, end, size = row.parent.tolist(), row.end.tolist(), len(row.ids)
     children = [0] * size
     for above in parent:
         if above >= 0:
             children[above] += 1
     starts = [i for i, above in enumerate(parent) if above < 0 or above != i - 1 or children[above] > 1]
+    starts = [at for first, last in zip(starts, [*starts[1:], size], strict=True) for at in range(first, last, LONGEST // 2)]
     if len(starts) > MOST_RUNS:
-        return [_Run(0, size, size, [])]
+        return [_Run(i, end[i], end[i], []) for i, above in enumerate(parent) if above < 0]
     roots: list[_Run] = []
     open_runs: list[_Run] = []
     for first, last in zip(starts, [*starts[1:], size], strict=True):
@@ -98,8 +103,8 @@ def _tree(run: _Run, above: tuple[Span, ...]) -> _Plan:
 
 
 def _one(queries: Span, above: tuple[Span, ...]) -> _Plan:
-    keys = _joined(above, queries)
-    return (queries[1] - queries[0]) * sum(b - a for a, b in keys) + BLOCK, [(queries, keys)]
+    keys, count = _joined(above, queries), queries[1] - queries[0]
+    return count * sum(b - a for a, b in keys) + BLOCK if count <= LONGEST else inf, [(queries, keys)]
 
 
 def _joined(spans: tuple[Span, ...], span: Span) -> tuple[Span, ...]:

@@ -11,7 +11,7 @@ from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import accumulate, pairwise
-from math import ceil, sqrt
+from math import ceil, inf, sqrt
 from typing import Any, Literal, Self
 
 import torch
@@ -212,14 +212,14 @@ def plan(
     return sorted(rows, key=lambda row: -len(row.ids))
 
 
-def stats(paths: Paths, rows: Sequence[Row], *, crossover: float = CROSSOVER) -> PlanStats:
-    """Token counts of a plan and the speed-up they predict over scoring every path on its own."""
+def stats(paths: Paths, rows: Sequence[Row], *, crossover: float = CROSSOVER, dense: bool = True) -> PlanStats:
+    """Token counts of a plan and the speed-up they predict over scoring every path on its own; `dense` as in `plan`."""
     lengths = [max(len(ids) - 1, start) for ids, start in zip(paths.ids, paths.start, strict=True)]
     longest: dict[int, int] = {}
     for group, length in zip(paths.group, lengths, strict=True):
         longest[group] = max(length, longest.get(group, 0))
     naive = sum(_cost(length, crossover) for length in lengths)
-    planned = sum(_row_cost(row, crossover) for row in rows)
+    planned = sum(_row_cost(row, crossover, dense) for row in rows)
     return PlanStats(
         naive=sum(lengths),
         padded=sum(longest[group] for group in paths.group),
@@ -253,10 +253,12 @@ def _cost(length: float, crossover: float) -> float:
     return length + length * length / crossover
 
 
-def _row_cost(row: Row, crossover: float) -> float:
+def _row_cost(row: Row, crossover: float, dense: bool) -> float:
     if row.form == "padded":
         return CALL + len(row.paths) * _cost(int(row.pos.max()) + 1, crossover)
-    return CALL + _cost(len(row.ids), crossover)
+    size = len(row.ids)
+    seen = size**2 if dense else min(int((row.pos + 1).sum()) + BLOCK * len(row.paths), size**2)
+    return CALL + size + seen / crossover
 
 
 def _size(cluster: Sequence[int], fed: list[Tokens]) -> int:
@@ -287,7 +289,7 @@ class _Cost:
 
     def pieces(self, prefix: int, rest: int) -> float:
         """Into how many rows a tree of a prefix and the rest is best divided, where repeating the prefix saves attention."""
-        return rest / sqrt(prefix * (self.crossover + prefix)) if self.dense else 1.0
+        return rest / sqrt(prefix * (self.crossover + prefix)) if self.dense else inf
 
 
 def _clusters(groups: list[list[int]], fed: list[Tokens], budget: int, cost: _Cost, *, split: bool) -> list[list[int]]:

@@ -3,7 +3,7 @@
 Logits are made in tiles, some positions by some of the vocabulary, in the model's dtype, and reduced in float32 to a running
 log-sum-exp per position and one number per scored token. Where only the states need a gradient, which a frozen head leaves, the mean
 of the output embeddings under the model's distribution is gathered on the way, and the backward pass needs no logits; otherwise it
-makes the tiles again. Memory is one tile, whatever the number of positions. Several scored tokens at one position (the first tokens of
+makes the tiles again. Memory is a tile and a few numbers as wide as the states for each position. Several scored tokens at one position (the first tokens of
 all answers to a question) share its logits.
 """
 
@@ -18,6 +18,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
+from fiducial.core.errors import DataError
+
 ROWS = 512
 """Positions of a tile, at most."""
 CPU_CELLS, GPU_CELLS = 1 << 20, 1 << 25
@@ -29,7 +31,7 @@ class HeadScores(NamedTuple):
 
     logp: Tensor
     """Natural log-probability of each scored token, [E], float32 (float64 for float64 input)."""
-    greedy: Tensor | None
+    greedy: Tensor
     """Whether the scored token is the likeliest, the first of equals, [E] bool."""
     entropy: Tensor | None
     """Entropy in nats of the distribution each token was scored under, [E]."""
@@ -72,14 +74,16 @@ def selected_logprobs(
     softcap: float | None = None,
     temperature: float = 1.0,
     cells: int | None = None,
-    want_greedy: bool = True,
     want_entropy: bool = False,
 ) -> HeadScores:
     """Scores of the tokens `edge_target` [E] at positions `edge_u` [E] (indices into the U rows of `h_UD`).
 
-    Differentiable once with respect to hidden states, weight and bias; what needs no gradient gets no work. Sums over tiles of `cells`
-    logits are kept in float32. Under autocast the product runs in the autocast dtype.
+    Differentiable once with respect to hidden states, weight and bias; what needs no gradient gets no work. A tile has `cells` logits;
+    sums over tiles are kept in float32, the products of one tile have the model's dtype. Under autocast they have the autocast dtype.
+    Raises DataError for a token that the weight has no row for.
     """
+    if len(edge_target) and not 0 <= int(edge_target.min()) <= int(edge_target.max()) < len(weight_VD):
+        raise DataError(f"a scored token is outside the head's vocabulary of {len(weight_VD)}", hint="tokenise with this model's tokenizer")
     form = LogitForm(scale, softcap, temperature)
     dtype = torch.get_autocast_dtype(h_UD.device.type) if torch.is_autocast_enabled(h_UD.device.type) else weight_VD.dtype
     tiles = Tiles.of(len(h_UD), len(weight_VD), cells or (CPU_CELLS if h_UD.device.type == "cpu" else GPU_CELLS))
@@ -95,7 +99,7 @@ def selected_logprobs(
         torch.is_grad_enabled(),
         want_entropy,
     )
-    return HeadScores(logp[of_edge], greedy[of_edge] if want_greedy else None, entropy_U[edge_u] if want_entropy else None)
+    return HeadScores(logp[of_edge], greedy[of_edge], entropy_U[edge_u] if want_entropy else None)
 
 
 def module_logprobs(
@@ -108,7 +112,6 @@ def module_logprobs(
     softcap: float | None = None,
     temperature: float = 1.0,
     chunk: int = 64,
-    want_greedy: bool = True,
     want_entropy: bool = False,
 ) -> HeadScores:
     """The same for a head that is only known as a callable [n, D] -> [n, V]: an adapter on it, a custom module.
@@ -122,8 +125,7 @@ def module_logprobs(
         lse = logsumexp(logits)
         entropy = lse - (torch.exp(logits - lse[:, None]) * logits).sum(-1) if want_entropy else lse
         found = logits[u, target]
-        greedy = logits.argmax(-1)[u] == target if want_greedy else found > 0
-        return found - lse[u], greedy, entropy[u]
+        return found - lse[u], logits.argmax(-1)[u] == target, entropy[u]
 
     order = torch.argsort(edge_u, stable=True)
     parts = [
@@ -134,7 +136,7 @@ def module_logprobs(
     ]
     back = torch.argsort(order)
     logp, greedy, entropy = (torch.cat(column)[back] for column in zip(*parts, strict=True))
-    return HeadScores(logp, greedy if want_greedy else None, entropy if want_entropy else None)
+    return HeadScores(logp, greedy, entropy if want_entropy else None)
 
 
 def logsumexp(logits: Tensor) -> Tensor:
@@ -192,9 +194,11 @@ class _Buffers:
     def logits(self, h: Tensor, weight: Tensor, bias: Tensor | None, form: LogitForm) -> Tensor:
         """Logits [n, B] in at least float32, in memory that the next tile takes over."""
         shape = (len(h), len(weight))
-        raw = torch.mm(h, weight.t(), out=self._view(self.narrow, shape))
-        if bias is not None:
-            raw += bias
+        raw = self._view(self.narrow, shape)
+        if bias is None:
+            torch.mm(h, weight.t(), out=raw)
+        else:
+            torch.addmm(bias, h, weight.t(), out=raw)
         return form.apply(raw if self.wide is self.narrow else self._view(self.wide, shape).copy_(raw))
 
     def narrowed(self, tile: Tensor) -> Tensor:
@@ -279,7 +283,7 @@ class _Selected(torch.autograd.Function):
             return (ctx.form.pull(grad_h, grad_h).to(h_UD.dtype), *([None] * 7))
         need_h, need_weight, need_bias = ctx.needs_input_grad[:3]
         grad_h = torch.zeros_like(h_UD, dtype=lse_U.dtype) if need_h else None
-        grad_weight = torch.empty_like(weight_VD) if need_weight else None
+        grad_weight = torch.zeros_like(weight_VD) if need_weight else None
         grad_bias = torch.zeros_like(bias_V, dtype=lse_U.dtype) if need_bias else None
         buffers = _Buffers(h_UD, ctx.tiles)
         for tokens in ctx.tiles.tokens:
@@ -289,7 +293,7 @@ class _Selected(torch.autograd.Function):
                 inside, at, token = _inside(pairs, rows, tokens)
                 logits = buffers.logits(h_UD[rows], weight, bias, ctx.form)
                 if spread_U is not None:  # d entropy / d logit_j = -p_j (log p_j + entropy)
-                    log_p = logits - lse_U[rows, None]
+                    log_p = (logits - lse_U[rows, None]).clamp_(min=torch.finfo(logits.dtype).min)
                     grad = torch.exp(log_p)
                     grad *= -total_U[rows, None] - spread_U[rows, None] * (log_p + entropy_U[rows, None])
                 else:
@@ -304,7 +308,7 @@ class _Selected(torch.autograd.Function):
                     grad_h[rows] += narrow @ weight
                 if grad_weight is not None:
                     products.append(narrow.t() @ h_UD[rows])
-            if grad_weight is not None:
+            if grad_weight is not None and products:
                 grad_weight[tokens] = products[0] if len(products) == 1 else torch.stack(products).sum(0, dtype=lse_U.dtype)
         return (
             grad_h.to(h_UD.dtype) if grad_h is not None else None,

@@ -16,28 +16,28 @@ from torch.nn import functional as F
 
 def adapted(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None, a_RI: Tensor, b_OR: Tensor, scale: float) -> Tensor:
     """`x W^T + bias + scale (x A^T) B^T` for x [..., I], computed in x's type; gradients for x, A and B, those of A and B in their own type."""
-    return cast(Tensor, _Adapted.apply(x, weight_OI, bias_O, a_RI, b_OR, scale))  # type: ignore[no-untyped-call]
+    flat_NI = x.reshape(-1, x.shape[-1])
+    # a view made inside could not be changed in place, as some models do
+    return cast(Tensor, _Adapted.apply(flat_NI, weight_OI, bias_O, a_RI, b_OR, scale)).view(*x.shape[:-1], len(weight_OI))  # type: ignore[no-untyped-call]
 
 
 class _Adapted(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight_OI: Tensor, bias_O: Tensor | None, a_RI: Tensor, b_OR: Tensor, scale: float) -> Tensor:
-        a, b = a_RI.to(x.dtype), (b_OR * scale).to(x.dtype)
-        flat_NI = x.reshape(-1, x.shape[-1])
+    def forward(ctx: Any, flat_NI: Tensor, weight_OI: Tensor, bias_O: Tensor | None, a_RI: Tensor, b_OR: Tensor, scale: float) -> Tensor:
+        a, b = a_RI.to(flat_NI.dtype), (b_OR * scale).to(flat_NI.dtype)
         low_NR = flat_NI @ a.t()
-        out_NO = F.linear(flat_NI, weight_OI, bias_O).addmm_(low_NR, b.t())
-        ctx.save_for_backward(flat_NI, low_NR, weight_OI, a, b)
-        ctx.scale, ctx.kinds, ctx.shape = scale, (a_RI.dtype, b_OR.dtype), x.shape
-        return out_NO.view(*x.shape[:-1], -1)
+        learns = any(ctx.needs_input_grad[3:5])
+        ctx.save_for_backward(flat_NI if learns else None, low_NR if learns else None, weight_OI, a, b)
+        ctx.scale, ctx.kinds = scale, (a_RI.dtype, b_OR.dtype)
+        return F.linear(flat_NI, weight_OI, bias_O).addmm_(low_NR, b.t())
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_NO: Tensor) -> tuple[Tensor | None, ...]:
         flat_NI, low_NR, weight_OI, a, b = ctx.saved_tensors
         need_x, need_a, need_b = (ctx.needs_input_grad[i] for i in (0, 3, 4))
-        grad_NO = grad.reshape(-1, grad.shape[-1])
         low_grad_NR = grad_NO @ b
-        grad_x = (grad_NO @ weight_OI).addmm_(low_grad_NR, a).view(ctx.shape) if need_x else None
+        grad_x = (grad_NO @ weight_OI).addmm_(low_grad_NR, a) if need_x else None
         grad_a = (low_grad_NR.t() @ flat_NI).to(ctx.kinds[0]) if need_a else None
         grad_b = (grad_NO.t() @ low_NR).to(ctx.kinds[1]).mul_(ctx.scale) if need_b else None
         return grad_x, None, None, grad_a, grad_b, None

@@ -58,7 +58,8 @@ class Engine:
     `backend` "auto" takes the first of tree, kv (without gradients) and padded that the self-check accepted, and shares only what
     is worth sharing. Naming a back end that was not accepted raises ModelError. "kv" shares each group's prefix through the cache,
     "split" cuts every tree into rows that repeat the prefix, "flex" needs CUDA and a model opened with flex attention.
-    `budget` is the number of tokens in a row (800 on a CPU, 2048 elsewhere), `cells` the number of logits that exist at once.
+    `budget` is the number of tokens in a row (800 on a CPU, 2048 elsewhere), `cells` the number of logits that exist at
+    once where the head is a plain matrix.
     """
 
     def __init__(self, module: nn.Module, *, backend: Backend = "auto", budget: int | None = None, cells: int | None = None) -> None:
@@ -121,12 +122,8 @@ class Engine:
         foreign = self._part.limits.foreign
         budget = self.budget if foreign is None or name == "padded" else min(self.budget, foreign)
         form = {"tree": "auto" if self._asked == "auto" else "tree", "flex": "tree"}.get(name, name)
-        call = STEP if grad else CALL
-        some = (
-            plan(paths.select(chosen), budget=budget, backend=form, keep_last=keep_last, crossover=self._part.crossover, call=call, dense=not self._part.cuts)
-            if chosen
-            else []
-        )
+        costs: dict[str, Any] = {"crossover": self._part.crossover, "call": STEP if grad else CALL, "dense": self._dense}
+        some = plan(paths.select(chosen), budget=budget, backend=form, keep_last=keep_last, **costs) if chosen else []
         rows = [replace(row, paths=[chosen[local] for local in row.paths]) for row in some]
         wide = [row for row in rows if foreign is not None and len(row.ids) > foreign and row.form != "padded" and not row.chain]
         if not wide:
@@ -187,6 +184,11 @@ class Engine:
             return "tree"
         return "kv" if self.verdict.kv and not grad else "padded"
 
+    @property
+    def _dense(self) -> bool:
+        """Whether attention computes what a tree's mask hides."""
+        return not self._part.cuts or self.verdict.tree_mask in (None, "bool", "flex")
+
     def _allow(self, backend: str) -> None:
         if backend == "flex":
             if self._part.device.type != "cuda":
@@ -237,7 +239,7 @@ class Engine:
         if not len(row.edge_u):
             empty = torch.zeros(0, device=h_UD.device)
             return HeadScores(empty, empty.bool(), empty if entropy else None)
-        shape: dict[str, Any] = {"temperature": temperature, "want_greedy": True, "want_entropy": entropy}
+        shape: dict[str, Any] = {"temperature": temperature, "want_entropy": entropy}
         if self.verdict.head == "logits":
             return module_logprobs(h_UD, nn.Identity(), row.edge_u, row.edge_target, **shape)
         shape |= {"scale": part.scale, "softcap": part.softcap}
@@ -252,7 +254,6 @@ class Engine:
     def _assemble(self, row: Row, head: HeadScores, hidden: dict[int | str, Tensor] | None) -> Scores:
         device = head.logp.device
         path, count = row.edge_path.to(device), len(row.paths)
-        assert head.greedy is not None
         missed = torch.zeros(count, dtype=torch.int64, device=device).index_add_(0, path, (~head.greedy).long())
         return Scores(
             edge_logp=head.logp,

@@ -75,7 +75,8 @@ def check(module: nn.Module) -> Verdict:
         part.device.type,
     )
     if key not in _verdicts:
-        with torch.no_grad(), _evaluation(module):
+        # the verdict is on the model, and stays: not on what happens to be switched on around the first call
+        with torch.no_grad(), _evaluation(module), torch.autocast(part.device.type, enabled=False):
             _verdicts[key] = _measure(part)
         if _verdicts[key].tree_mask is None:
             log.warning("%s is scored without shared rows: %s", type(part.causal).__name__, _verdicts[key].reason)
@@ -227,4 +228,4 @@ def _scored(part: Anatomy, row: Row, *, mask: Mask | None = None, masked: bool =
     states = run(part, row, Wanted(row.unique_parents, logits=logits), mask=mask, masked=masked)
     head = nn.Identity() if logits else part.head
     scale, softcap = (1.0, None) if logits else (part.scale, part.softcap)
-    return module_logprobs(states.final, head, row.edge_u, row.edge_target, scale=scale, softcap=softcap, want_greedy=False).logp
+    return module_logprobs(states.final, head, row.edge_u, row.edge_target, scale=scale, softcap=softcap).logp
