@@ -1,6 +1,8 @@
 import errno
 import json
 import os
+import signal
+import socket
 import subprocess
 import sys
 import time
@@ -122,6 +124,44 @@ def test_an_interrupt_exits_with_130_and_the_last_line_is_the_command_that_start
     result = run("evaluate", "breaks", script, "--how", "stop")
     assert result.exit_code == 130
     assert result.stderr.splitlines()[-1].startswith("start again with: fiducial evaluate breaks scripted:")
+
+
+def test_broken_yaml_is_one_line_with_file_and_line(tmp_path):
+    (tmp_path / "broken.yaml").write_text("a: 1\nb: c: d\n", encoding="utf-8")
+    done = process("run", "broken.yaml", cwd=tmp_path)
+    assert done.returncode == 2
+    line, hint = done.stderr.splitlines()
+    assert line.startswith("error: broken.yaml:2:5: not valid YAML")
+    assert hint.startswith("hint: ")
+
+
+def test_an_endpoint_that_refuses_is_one_line_and_exit_2(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    (tmp_path / "goals.txt").write_text("How do I pick a lock?\n", encoding="utf-8")
+    address = f"http://127.0.0.1:{port}/v1"
+    done = process("check", "openai:m", f"base_url={address}", "--goals", "goals.txt", "-q", cwd=tmp_path, env=os.environ | {"OPENAI_API_KEY": "none"})
+    assert done.returncode == 2
+    line, hint = done.stderr.splitlines()
+    assert line.startswith(f"error: {address}: no connection")
+    assert hint.startswith("hint: start the server")
+
+
+def test_an_interrupt_in_mid_training_exits_with_130_and_says_how_to_go_on(tmp_path):
+    rows = [{"prompt": "a", "chosen": f"b{n}", "rejected": "c"} for n in range(40)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    words = [sys.executable, "-m", "fiducial", "align", "dpo", "tiny", "--data", "pairs.jsonl", "--epochs", "1000", "--save-every", "1", "--runs", "runs"]
+    running = subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 50
+    while not list(tmp_path.glob("runs/*/**/*.safetensors")):
+        assert running.poll() is None, running.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    running.send_signal(signal.SIGINT)
+    _, said = running.communicate(timeout=60)
+    assert running.returncode == 130, said
+    assert said.splitlines()[-1].startswith("go on with: fiducial align dpo"), said
 
 
 def test_a_reader_that_goes_away_is_no_error():

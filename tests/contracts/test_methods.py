@@ -127,8 +127,9 @@ def test_a_gate_without_evidence_does_not_pass(card):
 
 
 @of("Objective")
-def test_an_objective_gives_one_finite_loss_per_group_and_a_gradient(card):
-    """Whatever it reads: single tokens, values before them, scores of a head, mismatched pairs."""
+@pytest.mark.parametrize("far", [1.0, 50.0, -50.0, 500.0, -500.0])
+def test_an_objective_gives_one_finite_loss_per_group_and_a_gradient(card, far):
+    """Whatever it reads: single tokens, values before them, scores of a head, mismatched pairs; however far the policy is from its reference."""
     import torch
 
     from fiducial.training.objective import layout
@@ -140,18 +141,20 @@ def test_an_objective_gives_one_finite_loss_per_group_and_a_gradient(card):
     lengths = [[2 + k for k in range(len(group.completions))]] * 3
     count = 3 * sum(lengths[0])
     parts = layout([group] * 3, lengths, {"value": torch.arange(count) % 2 - 0.5})
-    logp, values = (torch.linspace(-2, -1, count).requires_grad_() for _ in range(2))
-    scores = torch.linspace(-1, 1, parts.mask.numel()).view(parts.mask.shape).requires_grad_()
-    reference = replace(parts.with_tokens(torch.full((count,), -1.5)), mismatched=torch.tensor([-5.0]))
+    drawn, values = torch.linspace(-2, -1, count), torch.linspace(-2, -1, count).requires_grad_()
+    # further from the reference: likelier than it, or less likely, per token
+    logp, known = (drawn + min(far, 0.0)).requires_grad_(), -1.5 - max(far - 1.0, 0.0)
+    scores = abs(far) * torch.linspace(-1, 1, parts.mask.numel()).view(parts.mask.shape).requires_grad_()
+    reference = replace(parts.with_tokens(torch.full((count,), known)), mismatched=torch.tensor([-5.0]))
     if isinstance(objective, SampledObjective):
-        given = objective.lessons(parts.with_tokens(logp.detach(), values.detach()), reference, room=10).given
-        parts = replace(parts, tokens=replace(parts.tokens, given=dict(given)))
+        given = objective.lessons(parts.with_tokens(drawn, values.detach()), reference, room=10).given
+        parts = replace(parts, tokens=replace(parts.tokens, given={"old": drawn, **given}))
     policy = replace(parts.with_tokens(logp, values), scores=scores, mismatched=torch.tensor([-4.0]))
     losses = objective(policy, reference if objective.needs_reference else None)
     assert losses.shape == objective.size(parts).shape == (3,)
     assert losses.isfinite().all()
     pulls = torch.autograd.grad(losses.sum(), [logp, scores], allow_unused=True, materialize_grads=True)
     assert all(pull.isfinite().all() for pull in pulls)
-    assert sum(float(pull.abs().sum()) for pull in pulls) > 0
+    assert abs(far) > 1 or sum(float(pull.abs().sum()) for pull in pulls) > 0
     with torch.no_grad():
         assert all(isinstance(v, float) for v in objective.metrics(policy, reference).values())

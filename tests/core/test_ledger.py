@@ -77,6 +77,18 @@ def test_any_flipped_byte_of_the_log_is_located(five, tmp_path_factory, data):
 
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
+def test_any_byte_left_out_or_put_in_is_located(five, tmp_path_factory, data):
+    log, head = five
+    at = data.draw(st.integers(0, len(log) - 1))
+    put = data.draw(st.one_of(st.just(b""), st.binary(min_size=1, max_size=2)))
+    changed = log[:at] + put + log[at + (not put) :]
+    result = placed(tmp_path_factory.mktemp("byte"), changed, head).verify()
+    assert not result.ok
+    assert abs(result.line - (log[:at].count(b"\n") + 1)) <= 1, result
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
 def test_any_flipped_byte_of_the_head_is_noticed(five, tmp_path_factory, data):
     log, head = five
     flipped = bytearray(head)

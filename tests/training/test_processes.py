@@ -18,7 +18,10 @@ CONFIG = Path(__file__).resolve().parents[2] / "docs" / "guides" / "accelerate-f
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
 ACCELERATE = ("-m", "accelerate.commands.launch", "--config_file", str(CONFIG), "--main_process_port", "0")
 
-WHOLE = ("dpo", "dpo@again", "sft@full", "dft", "kto", "reward_model", "cost_model", "process_reward", "awr", "rloo", "rloo@cost", "ppo")
+WHOLE = (
+    *("dpo", "dpo@again", "dpo@online", "sft@full", "dft", "kto", "exo", "plackett_luce", "ipo", "hinge", "robust_dpo", "orpo", "simpo", "apo", "dpop", "cpo"),
+    *("rwr", "awr", "unlikelihood", "reward_model", "cost_model", "process_reward", "rloo", "rloo@cost", "grpo", "ppo"),
+)
 SHARED_OUT = ("dpo", "dpo@again", "dpo@rows", "sft@full", "sft@full@bfloat16", "kto", "reward_model", "awr@full", "rloo")
 
 

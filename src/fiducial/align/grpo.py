@@ -23,7 +23,7 @@ from torch import Tensor
 from fiducial.training.advantages import batch_whitened, group_normalised
 from fiducial.training.kl import k3
 from fiducial.training.objective import GroupLogProbs
-from fiducial.training.policy_gradient import Lessons, Mean, SampledObjective, clip_share, clipped, counts, known, moved, shares
+from fiducial.training.policy_gradient import FARTHEST, Lessons, Mean, SampledObjective, clip_share, clipped, counts, known, moved, shares
 
 
 @final
@@ -69,7 +69,7 @@ class GRPO(SampledObjective):
         if self.beta:
             if reference is None or reference.tokens is None:
                 raise ValueError(f"{self.name} needs reference log-probabilities of each token")
-            loss = loss + self.beta * log_ratio.exp() * k3(tokens.logp - reference.tokens.logp)
+            loss = loss + self.beta * log_ratio.clamp(-FARTHEST, FARTHEST).exp() * k3(tokens.logp - reference.tokens.logp)
         return policy.summed(share * loss).sum(1)
 
     def metrics(self, policy: GroupLogProbs, reference: GroupLogProbs | None = None) -> dict[str, float]:

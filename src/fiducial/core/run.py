@@ -389,7 +389,7 @@ def _status(error: BaseException | None) -> Status:
 
 
 def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
+    return datetime.now(UTC).isoformat(timespec="microseconds")
 
 
 def _versions() -> dict[str, str]:
