@@ -10,8 +10,8 @@ import os
 from typing import Any
 
 # Set before torch is imported anywhere: how long an OpenMP thread looks for work before it sleeps. GNU's own 300,000 turns make two threads
-# on two busy cores up to 30 times slower than one, and none at all costs a third of a training step in waking up. Telemetry of libraries
-# below us stays off in a safety workbench.
+# on two busy cores up to 30 times slower than one; with none at all, waking up takes longer than most operations between the products.
+# Telemetry of libraries below us stays off in a safety workbench.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")
     os.environ["OMP_WAIT_POLICY"] = "PASSIVE"

@@ -1,5 +1,6 @@
-"""Work on one model in several threads, on a CPU: two halves of a batch with a core each are done sooner than the whole with two cores
-inside every product, since a third of the time goes to operations too small to be divided."""
+"""Work on one model in several threads, on a CPU: two halves of a batch with a core each wait for each other once, while two cores inside
+every product meet at each of its many small operations, which costs most where the machine has other work.
+"""
 
 from __future__ import annotations
 

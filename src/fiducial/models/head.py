@@ -3,8 +3,8 @@
 Logits are made in tiles, some positions by some of the vocabulary, in the model's dtype, and reduced in float32 to a running
 log-sum-exp per position and one number per scored token. Where only the states need a gradient, which a frozen head leaves, the mean
 of the output embeddings under the model's distribution is gathered on the way, and the backward pass needs no logits; otherwise it
-makes the tiles again. Memory is a tile and a few numbers as wide as the states for each position. Several scored tokens at one position (the first tokens of
-all answers to a question) share its logits.
+makes the tiles again. Memory is a tile, and for the backward pass a row as wide as the states for each position. Several scored tokens
+at one position (the first tokens of all answers to a question) share its logits.
 """
 
 from __future__ import annotations
@@ -271,16 +271,19 @@ class _Selected(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_logp: Tensor | None, _greedy: Tensor | None, spread_U: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_logp: Tensor | None, _greedy: Tensor | None, entropy_pull_U: Tensor | None) -> tuple[Tensor | None, ...]:
         h_UD, weight_VD, bias_V, u, target, lse_U, entropy_U, mean_UD, logp = ctx.saved_tensors
         pairs = Pairs(u, target)
         grad_logp = torch.zeros_like(logp) if grad_logp is None else grad_logp
-        total_U = torch.zeros_like(lse_U).index_add_(0, u, grad_logp)
-        if mean_UD is not None and spread_U is None:
+        pull_U = torch.zeros_like(lse_U).index_add_(0, u, grad_logp)
+        if mean_UD is not None and entropy_pull_U is None:
             # d logp / d state = weight of the token - mean weight, the scored tokens' part in the mean apart: near certainty it nearly cancels
-            own = (grad_logp - total_U[u] * logp.exp())[:, None] * weight_VD[target]
-            grad_h = (mean_UD * -total_U[:, None]).index_add_(0, u, own)
-            return (ctx.form.pull(grad_h, grad_h).to(h_UD.dtype), *([None] * 7))
+            grad_states, share = torch.empty_like(h_UD), grad_logp - pull_U[u] * logp.exp()
+            for rows in ctx.tiles.rows:
+                inside, at, token = _inside(pairs, rows, slice(0, len(weight_VD)))
+                part = (mean_UD[rows] * -pull_U[rows, None]).index_add_(0, at, share[inside, None] * weight_VD[token])
+                grad_states[rows] = ctx.form.pull(part, part)
+            return grad_states, *([None] * 7)
         need_h, need_weight, need_bias = ctx.needs_input_grad[:3]
         grad_h = torch.zeros_like(h_UD, dtype=lse_U.dtype) if need_h else None
         grad_weight = torch.zeros_like(weight_VD) if need_weight else None
@@ -292,13 +295,13 @@ class _Selected(torch.autograd.Function):
             for rows in ctx.tiles.rows:
                 inside, at, token = _inside(pairs, rows, tokens)
                 logits = buffers.logits(h_UD[rows], weight, bias, ctx.form)
-                if spread_U is not None:  # d entropy / d logit_j = -p_j (log p_j + entropy)
+                if entropy_pull_U is not None:  # d entropy / d logit_j = -p_j (log p_j + entropy)
                     log_p = (logits - lse_U[rows, None]).clamp_(min=torch.finfo(logits.dtype).min)
                     grad = torch.exp(log_p)
-                    grad *= -total_U[rows, None] - spread_U[rows, None] * (log_p + entropy_U[rows, None])
+                    grad *= -pull_U[rows, None] - entropy_pull_U[rows, None] * (log_p + entropy_U[rows, None])
                 else:
                     own = logits if ctx.form.softcap is None else logits.clone()  # a cap's derivative needs the logits
-                    grad = own.sub_(lse_U[rows, None]).exp_().mul_(-total_U[rows, None])
+                    grad = own.sub_(lse_U[rows, None]).exp_().mul_(-pull_U[rows, None])
                 grad[at, token] += grad_logp[inside]
                 grad = ctx.form.pull(grad, logits)
                 if grad_bias is not None:

@@ -1,7 +1,7 @@
 """A frozen linear layer with a low-rank change on it, forward and backward: every product once, added up where it is made.
 
 Autograd would make the same products, and besides them a sum of the layer's output and the change, a sum of the two gradients of the
-input, and a cast for each activation that meets float32 matrices: on a CPU a tenth of a training step.
+input, and a cast for each activation that meets float32 matrices.
 """
 
 from __future__ import annotations
