@@ -300,7 +300,9 @@ class Updates:
         for part, (loss, _, grads) in zip(parts, results, strict=True):
             sum_of_losses += loss
             for parameter, grad in zip(parameters, grads, strict=True):
-                parameter.grad = _sum(parameter.grad, grad)
+                whole = _sum(parameter.grad, grad)
+                # the fused optimizer of torch 2.13 reads a transposed gradient as if it were not
+                parameter.grad = None if whole is None else whole.contiguous()
             # of each number that was read, the place of its group
             places += [part.places[group] for group, span in zip(part.owner, self._spans(part.paths), strict=True) for _ in span]
         back = torch.tensor(places).argsort(stable=True)
