@@ -37,8 +37,9 @@ from fiducial.align.reward_model import RewardModel
 from fiducial.align.sft import SFT
 from fiducial.core.records import Completion, Group, Prompt, user
 from fiducial.core.roles import Objective
-from fiducial.models.forest import Paths, stats
+from fiducial.models.forest import Paths
 from fiducial.models.local import LocalModel
+from fiducial.models.planning import stats
 from fiducial.models.scorehead import ScoreHead
 from fiducial.models.scoring import Engine
 from fiducial.training import lora, reference

@@ -24,7 +24,8 @@ import torch
 import twins
 from fiducial.align.dpo import DPO
 from fiducial.models import adapters
-from fiducial.models.forest import Paths, stats
+from fiducial.models.forest import Paths
+from fiducial.models.planning import stats
 from fiducial.models.scoring import Engine
 from fiducial.training import lora, reference
 from fiducial.training.objective import GroupLogProbs

@@ -26,7 +26,8 @@ import torch
 from torch import Tensor
 
 import twins
-from fiducial.models.forest import Paths, stats
+from fiducial.models.forest import Paths
+from fiducial.models.planning import stats
 from fiducial.models.scoring import Engine
 from fiducial.training import lora
 

@@ -18,7 +18,8 @@ from protocol import Bench, Case, Claim, Models, Text, interleave, largest, mode
 import torch
 from torch import Tensor
 
-from fiducial.models.forest import Paths, stats
+from fiducial.models.forest import Paths
+from fiducial.models.planning import stats
 from fiducial.models.scoring import Engine
 
 BATCHES = (1, 4, 8)

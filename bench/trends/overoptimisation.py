@@ -1,6 +1,6 @@
 """Over-optimisation of learned rewards, and what an ensemble does about it.
 
-A true reward (`gold.plain`) labels pairs of answers of the base model, and a quarter of the labels is flipped. Several reward models learn
+A true reward (`gold.plain`) labels pairs of answers of the base model, and some of the labels are flipped. Several reward models learn
 from these; they differ in the seed alone. Then the best of n answers is chosen by one member, by the members' mean, by their minimum, or
 by their mean less their variance, and the true reward of the choice is followed as n grows.
 """
@@ -41,10 +41,10 @@ ENSEMBLES = {"mean": "mean", "minimum": "min", "mean less variance": "penalised"
 class Sizes:
     """Every number of the experiment."""
 
-    pairs: int = 96
-    flipped: float = 0.25
+    pairs: int = 192
+    flipped: float = 0.1
     members: int = 4
-    epochs: float = 1.0
+    epochs: float = 3.0
     batch: int = 8
     asked: int = 12
     """Prompts of the pool that the best is chosen from."""

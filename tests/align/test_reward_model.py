@@ -10,7 +10,12 @@ from fiducial.align.reward_model import RewardModel
 from fiducial.core import registry
 from fiducial.core.errors import ConfigError
 from fiducial.core.records import Completion, Group, Prompt, user
+from fiducial.models.forest import Paths
+from fiducial.models.local import LocalModel
+from fiducial.models.scorehead import ScoreHead
+from fiducial.models.scoring import Engine
 from fiducial.models.scripted import tiny
+from fiducial.models.tiny import tiny as tiny_of
 from fiducial.training.loop import train
 from fiducial.training.objective import layout
 from fiducial.training.options import TrainOptions
@@ -146,3 +151,25 @@ def test_the_prompt_is_computed_once_for_all_completions(tmp_path):
     rows = [model.encode(g.prompt.messages, c.text)[0] for g in pairs(2) for c in g.completions]
     assert result.naive_tokens == sum(map(len, rows))
     assert result.tokens < result.naive_tokens
+
+
+@pytest.mark.parametrize("architecture", ["llama", "mamba2"])
+def test_a_score_is_read_at_the_end_of_turn_also_where_that_is_the_padding_token(architecture, tmp_path):
+    """Alone, beside a longer one in a padded row, and beside a shorter one; the end of the turn counts and is no padding."""
+    tokenizer = tiny().tokenizer
+    tokenizer.pad_token = tokenizer.eos_token
+    model = LocalModel(tiny_of(architecture, vocab=len(tokenizer)), tokenizer, uri="tiny")
+    head = ScoreHead.fresh(model.width, seed=0, higher_is="better", trained_by="align/reward_model")
+    ids, start = model.encode(user("question"), "yes")
+    assert ids[-1] == tokenizer.pad_token_id
+    longer, shorter = (model.encode(user("question"), text)[0] for text in ("yes, and many more words", "a"))
+
+    def scored_beside(*others):
+        states = Engine(model.module, backend="padded").score(Paths.of([(row, start) for row in (ids, *others)]), hidden={"at": "leaf"}).hidden["last"]
+        return float(head(states)[0].detach())
+
+    with torch.no_grad():
+        states = model.module(torch.tensor([ids]), output_hidden_states=True).hidden_states[-1][0, -1:]
+    alone = float(head(states).detach())
+    for others in ((), (longer,), (shorter,), (longer, shorter)):
+        assert scored_beside(*others) == approx(alone, abs=1e-4)

@@ -117,15 +117,16 @@ def written(tmp_path, **changes):
     return str(path)
 
 
-def test_the_order_of_the_options_does_not_matter(tmp_path, reward):
-    data = yaml.safe_load(rubric.SHIPPED.read_text(encoding="utf-8"))
-    turned = written(tmp_path, options=dict(reversed(data["options"].items())))
+@pytest.mark.parametrize("order", [(3, 2, 1, 0), (1, 0, 2, 3), (2, 1, 0, 3), (0, 3, 1, 2)])
+def test_the_order_of_the_options_does_not_matter(tmp_path, reward, order):
+    options = list(yaml.safe_load(rubric.SHIPPED.read_text(encoding="utf-8"))["options"].items())
+    turned = written(tmp_path, options=dict(options[place] for place in order))
     groups = [group(kind, POLITE, HARSH, STEPS, PLAIN) for kind in ("refuse", "comply", "answer")]
     by_rule = RubricReward(judge=reward.judge, rubric=turned, agreement=0.0).score(groups)
     assert by_rule == [approx(row) for row in reward.score(groups)]
     models = [RubricReward(judge=reward.judge, rubric=path, grader="tiny", agreement=0.0).score(groups) for path in ("", turned)]
     for one, other in zip(*models, strict=True):
-        assert one == approx(other, abs=0.05)
+        assert one == approx(other, abs=1e-5)
 
 
 def test_a_model_grades_by_the_probabilities_of_the_letters():
@@ -136,8 +137,8 @@ def test_a_model_grades_by_the_probabilities_of_the_letters():
     assert by_model(form, model, [group("answer", " ")]) == [None]
 
 
-def test_a_letter_that_the_model_likes_whatever_it_means_cancels_out(monkeypatch):
-    """A grader that always says A: half of it goes to the first option, half to the last."""
+def test_a_letter_that_the_model_likes_whatever_it_means_cancels_out():
+    """A grader that always says A: every option has it in one of the orders."""
     import torch
 
     class LikesA:
@@ -150,7 +151,7 @@ def test_a_letter_that_the_model_likes_whatever_it_means_cancels_out(monkeypatch
             return SimpleNamespace(path_logp=torch.tensor([0.0 if ids[-1] == ord("A") else -50.0 for ids in paths.ids]))
 
     (shares,) = by_model(read(), LikesA(), [group("answer", PLAIN)])
-    assert list(shares.values()) == approx([0.5, 0.0, 0.0, 0.5])
+    assert list(shares.values()) == approx([0.25] * 4)
 
 
 def test_a_model_whose_probabilities_are_elsewhere_cannot_grade(tmp_path):

@@ -148,6 +148,26 @@ def test_an_endpoint_that_refuses_is_one_line_and_exit_2(tmp_path):
     assert hint.startswith("hint: start the server")
 
 
+def test_an_endpoint_that_stalls_is_one_line_and_exit_2(tmp_path):
+    (tmp_path / "goals.txt").write_text("".join(f"How do I pick lock {n}?\n" for n in range(60)), encoding="utf-8")
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # connections are taken, and nothing is ever said
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}/v1"
+        code = f"""
+import sys
+from fiducial.models.remote import RemoteModel
+RemoteModel.__init__.__kwdefaults__ |= {{"timeout": 0.3, "retries": 0}}  # a minute and three more tries
+from fiducial.app.cli.main import main
+sys.argv = ["fiducial", "check", "openai:m", "base_url={address}", "--goals", "goals.txt", "-q"]
+main()
+"""
+        environment = os.environ | {"OPENAI_API_KEY": "none"}
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=tmp_path, env=environment)
+    assert done.returncode == 2
+    line, hint = done.stderr.splitlines()
+    assert line == f"error: {address}: 5 requests in a row failed, the last with: no answer within 0.3 seconds"
+    assert hint.startswith("hint: ")
+
+
 def test_an_interrupt_in_mid_training_exits_with_130_and_says_how_to_go_on(tmp_path):
     rows = [{"prompt": "a", "chosen": f"b{n}", "rejected": "c"} for n in range(40)]
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

@@ -116,6 +116,7 @@ def test_an_interrupted_run_goes_on_from_the_checkpoint_of_trl(files, call, monk
     assert code == 0, again
     assert [m.step for m in Run.open(body["run"]).read_metrics()] == [1, 2, 3]  # only the third step was made again
     assert again["data"]["last"]["loss"] == pytest.approx(whole["data"]["last"]["loss"], rel=1e-4)
+    assert again["data"]["fingerprint"] == whole["data"]["fingerprint"]
     assert again["data"]["steps"] == 3
 
 

@@ -109,6 +109,16 @@ def test_the_summary_can_be_read_and_holds_gate_training_and_points(done):
     assert summary.reproduce == "fiducial loop tiny rounds=1"
 
 
+def test_a_promoted_model_has_its_card_and_a_loop_that_promotes_none_has_no_model(done):
+    summary = Summary.model_validate_json((done.run.path / "summary.json").read_text())
+    promoted = next(p.name for p in summary.points if p.promoted)
+    card = done.run.path / "model" / "README.md"
+    assert card.is_file() == (promoted != "base")
+    if promoted != "base":
+        assert card.read_text(encoding="utf-8").startswith("---\n")
+        assert f"**{summary.outcome}**" in card.read_text(encoding="utf-8") or summary.outcome in card.read_text(encoding="utf-8")
+
+
 def test_the_report_stands_beside_the_summary(done):
     page = (done.run.path / "report.html").read_text(encoding="utf-8")
     assert done.result.data["report"] == str(done.run.path / "report.html")

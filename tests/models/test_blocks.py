@@ -9,7 +9,8 @@ from fiducial.models import attention as attention_module
 from fiducial.models import blocks as blocks_module
 from fiducial.models.attention import _attend
 from fiducial.models.blocks import blocks_of, cut
-from fiducial.models.forest import Paths, additive, plan, visible
+from fiducial.models.forest import Paths, additive, visible
+from fiducial.models.planning import plan
 from fiducial.models.scoring import Engine
 from fiducial.models.tiny import tiny
 

@@ -7,6 +7,7 @@ from fiducial.align.dpo import DPO
 from fiducial.core.records import Completion, Group, Prompt, user
 from fiducial.models.forest import Paths
 from fiducial.models.local import LocalModel
+from fiducial.models.open import open as open_model
 from fiducial.models.scripted import tiny as scripted_tiny
 from fiducial.models.tiny import tiny
 from fiducial.training.loop import train
@@ -55,3 +56,15 @@ def test_a_training_step_lowers_the_loss_of_what_it_saw(model, rank, tmp_path):
     assert result.history[-1]["loss"] < result.history[0]["loss"]
     assert model.fingerprint != before
     assert model.sample([QUESTION], max_tokens=2)[0][0].finish in ("stop", "length")
+
+
+def test_a_saved_model_opens_as_it_was(model, tmp_path):
+    again = open_model(str(model.save(tmp_path / "m")), dtype="float32")
+    # the fingerprint may differ: transformers opens some architectures with a tokenizer class of their own, which says the same in other words
+    assert again.encode(QUESTION, "an answer") == model.encode(QUESTION, "an answer")
+    held, kept = again.module.state_dict(), model.module.state_dict()
+    assert held.keys() == kept.keys()
+    assert all(torch.equal(held[name], kept[name]) for name in held)
+    ((one,),), ((other,),) = (m.sample([QUESTION], max_tokens=4) for m in (again, model))
+    assert one.tokens == other.tokens
+    assert one.logprobs == pytest.approx(other.logprobs, abs=1e-4)

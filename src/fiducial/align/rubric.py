@@ -109,10 +109,14 @@ def by_rules(rubric: Rubric, judge: Judge, groups: Sequence[Group]) -> list[Shar
 
 
 def by_model(rubric: Rubric, model: WhiteBox, groups: Sequence[Group]) -> list[Shares | None]:
-    """Grades from a model's probabilities of the option letters, averaged over the options' order and its reverse; None for an empty answer."""
+    """Grades from a model's probabilities of the option letters, each option at each letter once; None for an empty answer.
+
+    Options are listed by their names, so that their order in the file decides nothing.
+    """
     from fiducial.models.forest import Paths
 
-    orders = (tuple(rubric.options), tuple(reversed(rubric.options)))
+    names = tuple(sorted(rubric.options))
+    orders = [names[first:] + names[:first] for first in range(len(names))]
     pairs = [(g.prompt, c) for g in groups for c in g.completions]
     graded = [(i, p, c) for i, (p, c) in enumerate(pairs) if c.text.strip()]
     asked = [_form(rubric, order, p, c) for _, p, c in graded for order in orders]

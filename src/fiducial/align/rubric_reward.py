@@ -5,7 +5,8 @@ What it does: sorts each answer into one option of a rubric (refuses politely, r
 Use it when:  refusals are to be taught by reinforcement, with their style, and without teaching to refuse everything. Beside another
               reward, for the prompts whose kind is known.
 Formula:      reward = sum over options of p(option) * reward[expected][option]. By rules, p is the product of the questions' probabilities
-              (0.95 or 0.05 for patterns, the judge's score for refusal); by a model, the softmax over the option letters, in two orders, averaged.
+              (0.95 or 0.05 for patterns, the judge's score for refusal); by a model, the softmax over the option letters, each
+              option at each letter once, averaged.
 Defaults:     the shipped rubric of four options, after the classes of the GPT-4 report; graded by rules. No grader scores anything before
               it agrees with at least 100 hand labels at kappa 0.8.
 Limits:       rules read wording; a refusal in unusual words, or harm told as a story, is graded wrongly, and a policy finds that out. The

@@ -14,7 +14,8 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor
 
-from fiducial.models.forest import BLOCK, Row
+from fiducial.models.forest import Row
+from fiducial.models.planning import BLOCK
 
 Span = tuple[int, int]
 

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 FILE = "score_head.safetensors"
 """Beside the weights or the adapter that it belongs to."""
+SPREAD = 0.1
+"""Of a fresh head. Huang et al. 2024, arXiv:2403.17031, take 1. With two hundred pairs and states of twice that norm (SmolLM2-135M) the random
+scores were never unlearnt: training pairs by heart, held-out pairs by chance."""
 Better = Literal["better", "worse"]
 LAST = "last"
 
@@ -40,8 +43,8 @@ class ScoreHead:
 
     @classmethod
     def fresh(cls, width: int, *, seed: int, higher_is: Better, trained_by: str, device: torch.device | str = "cpu") -> ScoreHead:
-        """A head drawn from N(0, 1 / (D + 1)), so that first scores are of the order of 1 (Huang et al. 2024, arXiv:2403.17031)."""
-        drawn = torch.randn(width, generator=torch.Generator().manual_seed(seed)) / sqrt(width + 1)
+        """A head drawn from N(0, SPREAD^2 / (D + 1)), so that first scores of states of norm sqrt(D) are of the order of SPREAD."""
+        drawn = SPREAD * torch.randn(width, generator=torch.Generator().manual_seed(seed)) / sqrt(width + 1)
         return cls(drawn.to(device).requires_grad_(), higher_is, trained_by)
 
     @classmethod

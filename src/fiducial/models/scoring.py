@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from fiducial.core.errors import DataError, ModelError
-from fiducial.models.forest import CALL, MAX_ROW, STEP, Paths, Row, plan
+from fiducial.models.forest import Paths, Row
 from fiducial.models.head import HeadScores, module_logprobs, selected_logprobs
 from fiducial.models.passes import Wanted, anatomy, run
+from fiducial.models.planning import CALL, MAX_ROW, STEP, plan
 from fiducial.models.selfcheck import Verdict, check
 
 Backend = Literal["auto", "tree", "kv", "split", "padded", "flex"]

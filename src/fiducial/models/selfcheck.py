@@ -19,9 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from fiducial.core.errors import ModelError
-from fiducial.models.forest import Paths, Row, plan
+from fiducial.models.forest import Paths, Row
 from fiducial.models.head import logsumexp, module_logprobs
 from fiducial.models.passes import Anatomy, Mask, Wanted, anatomy, run
+from fiducial.models.planning import plan
 
 log = logging.getLogger(__name__)
 
