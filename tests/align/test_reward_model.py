@@ -154,11 +154,11 @@ def test_the_prompt_is_computed_once_for_all_completions(tmp_path):
 
 
 @pytest.mark.parametrize("architecture", ["llama", "mamba2"])
-def test_a_score_is_read_at_the_end_of_turn_also_where_that_is_the_padding_token(architecture, tmp_path):
+def test_a_score_is_read_at_the_end_of_turn_also_where_that_is_the_padding_token(architecture):
     """Alone, beside a longer one in a padded row, and beside a shorter one; the end of the turn counts and is no padding."""
     tokenizer = tiny().tokenizer
     tokenizer.pad_token = tokenizer.eos_token
-    model = LocalModel(tiny_of(architecture, vocab=len(tokenizer)), tokenizer, uri="tiny")
+    model = LocalModel(tiny_of(architecture, vocab=len(tokenizer), pad_token_id=tokenizer.eos_token_id), tokenizer, uri="tiny")
     head = ScoreHead.fresh(model.width, seed=0, higher_is="better", trained_by="align/reward_model")
     ids, start = model.encode(user("question"), "yes")
     assert ids[-1] == tokenizer.pad_token_id

@@ -109,16 +109,6 @@ def test_the_summary_can_be_read_and_holds_gate_training_and_points(done):
     assert summary.reproduce == "fiducial loop tiny rounds=1"
 
 
-def test_a_promoted_model_has_its_card_and_a_loop_that_promotes_none_has_no_model(done):
-    summary = Summary.model_validate_json((done.run.path / "summary.json").read_text())
-    promoted = next(p.name for p in summary.points if p.promoted)
-    card = done.run.path / "model" / "README.md"
-    assert card.is_file() == (promoted != "base")
-    if promoted != "base":
-        assert card.read_text(encoding="utf-8").startswith("---\n")
-        assert f"**{summary.outcome}**" in card.read_text(encoding="utf-8") or summary.outcome in card.read_text(encoding="utf-8")
-
-
 def test_the_report_stands_beside_the_summary(done):
     page = (done.run.path / "report.html").read_text(encoding="utf-8")
     assert done.result.data["report"] == str(done.run.path / "report.html")
@@ -276,6 +266,9 @@ def test_the_best_round_is_promoted_and_opens_by_the_runs_name(options, letters,
     assert summary.repaired == f"run:{run.id}"
     assert summary.repaired_fingerprint != summary.model_fingerprint
     assert (run.path / "model" / "adapter_model.safetensors").exists()
+    card = (run.path / "model" / "README.md").read_text(encoding="utf-8")
+    assert card.startswith("---\n")
+    assert summary.repaired_fingerprint in card
     assert (run.path / "stages" / "after" / "attempts.jsonl").exists()
     assert f"model: run:{run.id}" in result.lines
 

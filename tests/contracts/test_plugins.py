@@ -60,7 +60,7 @@ class Shouting(Attack):
 
 OBJECTIVE = '''"""Squared distance of a pair's margin from 1.
 
-What it does: pulls the difference of the log-ratios of each pair to 1.
+What it does: pulls the difference of the log-ratios of each pair to 1 / beta.
 Use it when:  you want an example.
 Formula:      loss = (1 - z)^2, z as in align/dpo.
 Defaults:     beta 0.1.

@@ -1,4 +1,4 @@
-"""Tries, masks and plans, checked against definitions written out by hand."""
+"""Tries and masks, checked against definitions written out by hand."""
 
 import random
 
@@ -91,19 +91,6 @@ def test_last_tokens_become_nodes_when_kept():
     row = plan(Paths([[1, 2, 3], [1, 2, 4]], [2, 2], [0, 0]), keep_last=True)[0]
     assert row.ids.tolist() == [1, 2, 3, 4]
     assert row.leaves.tolist() == [2, 3]
-
-
-def test_a_beginning_shared_by_all_groups_counts_once_in_a_row():
-    system = list(range(20))
-    paths = Paths([[*system, 50 + group, 60 + choice, 70] for group in range(4) for choice in range(2)], [21] * 8, [0, 0, 1, 1, 2, 2, 3, 3])
-    rows = plan(paths)
-    assert len(rows) == 1
-    assert len(rows[0].ids) == 20 + 4 * (1 + 2)
-
-
-def test_the_same_prompt_is_shared_even_when_no_group_says_so():
-    rows = plan(Paths([[*range(30), 40 + choice, 50] for choice in range(4)], [30] * 4), backend="auto")
-    assert [(row.form, len(row.ids)) for row in rows] == [("tree", 34)]
 
 
 def test_window_and_block_are_measured_along_the_path():

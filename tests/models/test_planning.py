@@ -7,6 +7,19 @@ from fiducial.models.forest import Paths
 from fiducial.models.planning import plan, stats
 
 
+def test_a_beginning_shared_by_all_groups_counts_once_in_a_row():
+    system = list(range(20))
+    paths = Paths([[*system, 50 + group, 60 + choice, 70] for group in range(4) for choice in range(2)], [21] * 8, [0, 0, 1, 1, 2, 2, 3, 3])
+    rows = plan(paths)
+    assert len(rows) == 1
+    assert len(rows[0].ids) == 20 + 4 * (1 + 2)
+
+
+def test_the_same_prompt_is_shared_even_when_no_group_says_so():
+    rows = plan(Paths([[*range(30), 40 + choice, 50] for choice in range(4)], [30] * 4), backend="auto")
+    assert [(row.form, len(row.ids)) for row in rows] == [("tree", 34)]
+
+
 def test_a_group_is_divided_only_when_its_tree_exceeds_the_budget():
     paths = Paths([[1, 2, *([10 + path] * 9)] for path in range(6)], [2] * 6, [0, 0, 1, 1, 2, 2])
     for row in plan(paths, budget=18):

@@ -7,7 +7,7 @@ from safetensors.torch import save_file
 from fiducial.core.errors import ModelError
 from fiducial.core.records import user
 from fiducial.models import loading
-from fiducial.models.scorehead import FILE, SPREAD, ScoreHead, scores
+from fiducial.models.scorehead import FILE, ScoreHead, scores
 from fiducial.models.scripted import tiny
 from fiducial.training import lora
 
@@ -24,7 +24,7 @@ def texts(made):
 
 def test_a_fresh_head_is_drawn_by_its_seed_with_the_spread_over_the_root_of_the_width():
     one, other = (ScoreHead.fresh(10_000, seed=s, higher_is="better", trained_by="x") for s in (0, 1))
-    assert float(one.weight.detach().var()) == pytest.approx(SPREAD**2 / 10_001, rel=0.05)
+    assert float(one.weight.detach().var()) == pytest.approx(0.01 / 10_001, rel=0.05)
     assert not torch.equal(one.weight, other.weight)
     assert torch.equal(one.weight, ScoreHead.fresh(10_000, seed=0, higher_is="better", trained_by="x").weight)
 

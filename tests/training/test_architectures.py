@@ -60,7 +60,8 @@ def test_a_training_step_lowers_the_loss_of_what_it_saw(model, rank, tmp_path):
 
 def test_a_saved_model_opens_as_it_was(model, tmp_path):
     again = open_model(str(model.save(tmp_path / "m")), dtype="float32")
-    # the fingerprint may differ: transformers opens some architectures with a tokenizer class of their own, which says the same in other words
+    if model.uri != "qwen2":  # which transformers opens with a tokenizer class of its own, that says the same in other words
+        assert again.fingerprint == model.fingerprint
     assert again.encode(QUESTION, "an answer") == model.encode(QUESTION, "an answer")
     held, kept = again.module.state_dict(), model.module.state_dict()
     assert held.keys() == kept.keys()

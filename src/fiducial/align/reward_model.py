@@ -6,11 +6,12 @@ Use it when:  a reward is needed that no rule can say: for align/ppo, align/grpo
               align/learned_reward.
 Formula:      d = r_i - r_j, p = probability that i is the better one, m = margin * |difference of rewards|; loss = mean over the pairs of a
               prompt of -p log sigmoid(d - m) - (1 - p) log sigmoid(-d - m) + centering * (r_i + r_j)^2.
-Defaults:     labels are targets, p = t_i / (t_i + t_j); centering 0.01 (Eisenstein et al. 2023), no margin; learning rate 1e-5.
+Defaults:     labels are targets, p = t_i / (t_i + t_j); centering 0.01 (Eisenstein et al. 2023), no margin; learning rate 1e-5; the head begins at
+              a tenth of the paper's spread, so that small data need not unlearn large random scores.
 Limits:       look at `accuracy_when_shorter` and `length_correlation` on held-out data before you trust it: length is the usual shortcut.
               Several members that differ in the seed, and their minimum, resist a policy that exploits one (Coste et al. 2023).
 Source:       Ouyang et al. 2022, arXiv:2203.02155, eq. 1; margin: Touvron et al. 2023, arXiv:2307.09288; centering: Eisenstein et al. 2023,
-              arXiv:2312.09244; head: Huang et al. 2024, arXiv:2403.17031; ensembles: Coste et al. 2023, arXiv:2310.02743.
+              arXiv:2312.09244; head (spread 1): Huang et al. 2024, arXiv:2403.17031; ensembles: Coste et al. 2023, arXiv:2310.02743.
 """
 
 from __future__ import annotations

@@ -111,7 +111,8 @@ def by_rules(rubric: Rubric, judge: Judge, groups: Sequence[Group]) -> list[Shar
 def by_model(rubric: Rubric, model: WhiteBox, groups: Sequence[Group]) -> list[Shares | None]:
     """Grades from a model's probabilities of the option letters, each option at each letter once; None for an empty answer.
 
-    Options are listed by their names, so that their order in the file decides nothing.
+    So a letter that is liked for itself favours none, for the price of n^2 letters per answer. Options are listed by their names: their order in
+    the file decides nothing.
     """
     from fiducial.models.forest import Paths
 

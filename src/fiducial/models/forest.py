@@ -22,6 +22,7 @@ from fiducial.core.errors import DataError
 Form = Literal["tree", "kv", "padded"]
 """How a row is laid out: everything shared, one common prefix shared, nothing shared."""
 Tokens = tuple[int, ...]
+"""What of a path the network sees."""
 
 
 @dataclass(frozen=True, slots=True)

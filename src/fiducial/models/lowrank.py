@@ -39,6 +39,6 @@ class _Adapted(torch.autograd.Function):
         low_grad_NR = grad_NO @ b
         grad_x = (grad_NO @ weight_OI).addmm_(low_grad_NR, a) if need_x else None
         grad_a = (low_grad_NR.t() @ flat_NI).to(ctx.kinds[0]) if need_a else None
-        # transposed, since grad^T low takes twice as long
+        # what comes out is a transpose: on a CPU grad^T low, [O, N] by [N, R] in bfloat16, takes twice as long
         grad_b = (low_NR.t() @ grad_NO).to(ctx.kinds[1]).mul_(ctx.scale).t() if need_b else None
         return grad_x, None, None, grad_a, grad_b, None

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 FILE = "score_head.safetensors"
 """Beside the weights or the adapter that it belongs to."""
 SPREAD = 0.1
-"""Of a fresh head. Huang et al. 2024, arXiv:2403.17031, take 1. With two hundred pairs and states of twice that norm (SmolLM2-135M) the random
-scores were never unlearnt: training pairs by heart, held-out pairs by chance."""
+"""Standard deviation of a fresh head's scores of states of norm sqrt(D). Huang et al. 2024, arXiv:2403.17031, have 1; a few hundred
+pairs should not have to unlearn random scores that large, and states of SmolLM2-135M are twice as long."""
 Better = Literal["better", "worse"]
 LAST = "last"
 

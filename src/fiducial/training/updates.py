@@ -300,9 +300,9 @@ class Updates:
         for part, (loss, _, grads) in zip(parts, results, strict=True):
             sum_of_losses += loss
             for parameter, grad in zip(parameters, grads, strict=True):
-                whole = _sum(parameter.grad, grad)
-                # the fused optimizer of torch 2.13 reads a transposed gradient as if it were not
-                parameter.grad = None if whole is None else whole.contiguous()
+                if grad is not None:
+                    # in the weight's own layout: torch's fused AdamW reads memory on a CPU without a look at strides
+                    parameter.grad = torch.empty_like(parameter).copy_(grad) if parameter.grad is None else parameter.grad.add_(grad)
             # of each number that was read, the place of its group
             places += [part.places[group] for group, span in zip(part.owner, self._spans(part.paths), strict=True) for _ in span]
         back = torch.tensor(places).argsort(stable=True)
