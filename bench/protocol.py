@@ -48,10 +48,7 @@ FLAGS = ("amx_bf16", "avx512_bf16", "avx512f", "avx2")
 
 
 def _keep_memory() -> None:
-    """Freed memory stays with the process, as in a long run it may or may not: new pages for every step can make the peer 1.6 times as slow.
-
-    Not for the processes that measure memory.
-    """
+    """Freed memory stays with the process: glibc gives it back or not by what was allocated before, and new pages cost the peer more than us."""
     for setting, value in ((-4, 0), (-1, 2**31 - 1), (-2, 1 << 26)):  # M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD of glibc
         getattr(ctypes.CDLL(None), "mallopt", lambda *_: 0)(setting, value)
 
@@ -68,6 +65,7 @@ def options(description: str | None, argv: Sequence[str] | None, *, more: Callab
     parser.add_argument("--threads", type=int, default=default_threads(), help="threads of torch (default: the free cores, at most OMP_NUM_THREADS)")
     parser.add_argument("--small", action="store_true", help="a tiny random model and two items: token counts and exactness, no times")
     parser.add_argument("--out", type=Path, default=None, help="folder of the record (default bench/results; with --small nothing is written)")
+    parser.add_argument("--keep-memory", action="store_true", help="let freed memory stay with the process; the record goes to results/kept_memory")
     parser.add_argument("--note", default="", help="a remark that goes into the record")
     if more:
         more(parser)
@@ -205,7 +203,8 @@ class Bench:
 
     def __enter__(self) -> Self:
         torch.set_num_threads(self.options.threads)
-        _keep_memory()
+        if self.options.keep_memory:
+            _keep_memory()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -219,7 +218,8 @@ class Bench:
 
     def finish(self) -> int:
         """Writes NAME.json and NAME.md; 0 if all cases are valid, 1 otherwise."""
-        folder = self.options.out or (None if self.small or self.partial else HERE / "results")
+        usual = HERE / "results" / "kept_memory" if self.options.keep_memory else HERE / "results"
+        folder = self.options.out or (None if self.small or self.partial else usual)
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
             record = self.record()
@@ -241,6 +241,7 @@ class Bench:
             "repetitions": self.repetitions,
             "threads": self.options.threads,
             "niceness": os.nice(0),
+            "keep_memory": self.options.keep_memory,
             "openmp_spins": os.environ["GOMP_SPINCOUNT"],
             "load": {"before": [round(x, 2) for x in load], "after": [round(x, 2) for x in os.getloadavg()]},
             "machine": machine(),
@@ -319,11 +320,13 @@ def _circumstances(record: Mapping[str, Any]) -> list[str]:
     packages = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
     kind = f"{record['repetitions']} interleaved repetitions after one warm-up, {record['minutes']} minutes"
     kind = "Tiny random model, no times" if record["small"] else kind
-    threads = f"Threads {record['threads']}, waiting for {record['openmp_spins']} turns, niceness {record['niceness']}; freed memory is kept."
+    kept = record["keep_memory"]
+    threads = f"Threads {record['threads']}, waiting for {record['openmp_spins']} turns, niceness {record['niceness']}{'; freed memory is kept' * kept}."
+    again = f"python bench/{record['benchmark']}.py --threads {record['threads']} --repetitions {record['repetitions']}{' --keep-memory' * kept}"
     return [
         f"{record['date']}. {cpu['cpu']}, {cpu['cores']} cores, {cpu['memory_gib']} GiB; {flags}. {threads}",
         f"{kind}. Load (1, 5, 15 minutes) before {load['before']}, after {load['after']}. GPU: {record['gpu']}.",
-        f"{packages}. Reproduce: `python bench/{record['benchmark']}.py --threads {record['threads']} --repetitions {record['repetitions']}`.",
+        f"{packages}. Reproduce: `{again}`.",
     ]
 
 

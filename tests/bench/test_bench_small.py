@@ -149,7 +149,7 @@ def test_a_ratio_whose_outputs_differ_counts_for_nothing(script, difference):
     assert protocol.Case("c", "float32", [protocol.Claim("ours", "peer", 2.0)], times, 9e-5, 1e-4, "x").record()["ratios"][0]["reached"]
     case = protocol.Case("c", "float32", [protocol.Claim("ours", "peer", 2.0)], times, difference, 1e-4, "x")
     assert case.record()["ratios"][0]["reached"] is False
-    bench = protocol.Bench("b", Namespace(small=True, note="", out=None, threads=1, repetitions=1))
+    bench = protocol.Bench("b", Namespace(small=True, note="", out=None, threads=1, repetitions=1, keep_memory=False))
     bench.add(case)
     assert bench.finish() == 1
 
