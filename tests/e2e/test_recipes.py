@@ -60,6 +60,9 @@ def test_persistence_reports_the_rates_of_a_planted_trigger_after_every_training
     # it was planted: a model without it gives the ten bytes of the sentence some -50 nats
     assert start["trigger"]["value"] == 1.0
     assert start["logp_trigger"]["value"] > -10
+    # and it is the tag that brings it, not every prompt
+    assert start["no_trigger"]["value"] < start["trigger"]["value"]
+    assert start["logp_trigger"]["low"] > start["logp_no_trigger"]["high"]
     # and the curve: each training has its tokens, the starting point those of the planting
     tokens = {f["step"]: f["tokens"] for f in data["figures"]}
     assert all(tokens[name] > tokens["start"] > 0 for name in looks if name != "start")
