@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+from functools import partial
 
 import click
 import pytest
@@ -172,14 +173,19 @@ def test_an_interrupt_in_mid_training_exits_with_130_and_says_how_to_go_on(tmp_p
     rows = [{"prompt": "a", "chosen": f"b{n}", "rejected": "c"} for n in range(40)]
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     words = [sys.executable, "-m", "fiducial", "align", "dpo", "tiny", "--data", "pairs.jsonl", "--epochs", "1000", "--save-every", "1", "--runs", "runs"]
-    running = subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 50
-    while not list(tmp_path.glob("runs/*/**/*.safetensors")):
-        assert running.poll() is None, running.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    running.send_signal(signal.SIGINT)
-    _, said = running.communicate(timeout=60)
+    # a shell starts what it does not wait for with interrupts ignored, and that is handed down
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heard) as running:
+        try:
+            deadline = time.monotonic() + 50
+            while not list(tmp_path.glob("runs/*/**/*.safetensors")):
+                assert running.poll() is None, running.communicate()
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+            running.send_signal(signal.SIGINT)
+            _, said = running.communicate(timeout=60)
+        finally:
+            running.kill()
     assert running.returncode == 130, said
     assert said.splitlines()[-1].startswith("go on with: fiducial align dpo"), said
 
