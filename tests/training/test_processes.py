@@ -55,7 +55,8 @@ def parts(tmp_path_factory):
     return json.loads((folder / "out.json").read_text())
 
 
-def alike(one, other, *, rel=1e-5, weights=2e-5):
+def assert_alike(one, other, *, rel=1e-5, weights=2e-5):
+    """Tokens, every figure of every step, and every weight."""
     assert one["tokens"] == other["tokens"]
     for step, same in zip(one["history"], other["history"], strict=True):
         assert step["loss"] == pytest.approx(same["loss"], rel=rel, abs=1e-6)
@@ -71,7 +72,7 @@ def alike(one, other, *, rel=1e-5, weights=2e-5):
 @pytest.mark.parametrize("trainer", WHOLE)
 def test_two_processes_train_as_one_does(trainers, two, tmp_path, trainer):
     """7 groups in batches of 3, or 3 prompts in batches of 2: in the last step one process has nothing to do."""
-    alike(two[trainer], trainers.found(*trainers.go(trainer, tmp_path)))
+    assert_alike(two[trainer], trainers.found(*trainers.go(trainer, tmp_path)))
 
 
 @pytest.mark.slow
@@ -92,19 +93,19 @@ def test_a_training_of_two_processes_resumes_exactly(request, weights):
 @pytest.mark.slow
 def test_what_two_processes_began_one_finishes(trainers, left, two):
     assert len(two["dpo@stopped"]["history"]) == 1
-    alike(trainers.found(*trainers.go("dpo@stopped", left / "dpo@stopped", again=True)), two["dpo"])
+    assert_alike(trainers.found(*trainers.go("dpo@stopped", left / "dpo@stopped", again=True)), two["dpo"])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("trainer", [t for t in SHARED_OUT if "bfloat16" not in t and t != "rloo"])
 def test_weights_that_are_shared_out_train_as_whole_ones_do(trainers, parts, tmp_path, trainer):
     """Adapters and all weights; heads; mismatched pairs; groups over several rows, of which the processes have different numbers."""
-    alike(parts[trainer], trainers.found(*trainers.go(trainer, tmp_path)))
+    assert_alike(parts[trainer], trainers.found(*trainers.go(trainer, tmp_path)))
 
 
 @pytest.mark.slow
 def test_shared_out_masters_move_bfloat16_weights(trainers, parts, tmp_path):
-    alike(parts["sft@full@bfloat16"], trainers.found(*trainers.go("sft@full@bfloat16", tmp_path)), rel=1e-2, weights=2e-2)
+    assert_alike(parts["sft@full@bfloat16"], trainers.found(*trainers.go("sft@full@bfloat16", tmp_path)), rel=1e-2, weights=2e-2)
 
 
 @pytest.mark.slow

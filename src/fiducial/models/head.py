@@ -225,6 +225,10 @@ class _Selected(torch.autograd.Function):
         grad: bool,
         want_entropy: bool,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Log-probability [P] and greediness [P] of `pairs`, which are in order of their positions, and the entropy at each position, [U].
+
+        With `grad`, where only the states need one, the mean embedding under the model's distribution is gathered tile by tile.
+        """
         wide = torch.promote_types(h_UD.dtype, torch.float32)
         keeps = grad and form.softcap is None and ctx.needs_input_grad[:3] == (True, False, False)
         lowest = torch.finfo(wide).min
@@ -272,6 +276,7 @@ class _Selected(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_logp: Tensor | None, _greedy: Tensor | None, entropy_pull_U: Tensor | None) -> tuple[Tensor | None, ...]:
+        """Gradients of states, weight and bias: from the gathered mean where it is there, else from logits made again tile by tile."""
         h_UD, weight_VD, bias_V, u, target, lse_U, entropy_U, mean_UD, logp = ctx.saved_tensors
         pairs = Pairs(u, target)
         grad_logp = torch.zeros_like(logp) if grad_logp is None else grad_logp
