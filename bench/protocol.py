@@ -49,8 +49,10 @@ FLAGS = ("amx_bf16", "avx512_bf16", "avx512f", "avx2")
 
 def _keep_memory() -> None:
     """Freed memory stays with the process: glibc gives it back or not by what was allocated before, and new pages cost the peer more than us."""
-    for setting, value in ((-4, 0), (-1, 2**31 - 1), (-2, 1 << 26)):  # M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD of glibc
-        getattr(ctypes.CDLL(None), "mallopt", lambda *_: 0)(setting, value)
+    if platform.libc_ver()[0] != "glibc":
+        sys.exit("--keep-memory needs glibc; leave it out")
+    for setting, value in ((-4, 0), (-1, 2**31 - 1), (-2, 1 << 26)):  # M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD
+        ctypes.CDLL(None).mallopt(setting, value)
 
 
 def summed_tolerance(tokens: int) -> float:
