@@ -8,8 +8,9 @@ collator made before, and `backward`. Reference log-probabilities are part of th
 makes the table that training makes beforehand (of which a second epoch is free). What a loss needs is the same on both: beta 0 for
 GRPO, and 0.01 for the centring of reward models. GRPO learns from samples that exist, by the policy that drew them.
 
-Peak memory is what a step adds to model and inputs, in a process per method and side, one length after another, after a short step in
-which libraries set themselves up.
+Each method is measured in a process of its own, as a user trains: what one frees would change the times of the next, since new pages
+cost more than kept ones. Peak memory is what a step adds to model and inputs, in a process per method and side, one length after
+another, after a short step in which libraries set themselves up.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from protocol import TOLERANCE, Bench, Case, Claim, Models, Text, interleave, models, options, peak_above  # isort: skip
@@ -375,6 +377,18 @@ def child(name: str, side: str, threads: int) -> None:
         print(json.dumps({at.name: round(peak_above(ready(draw(method, text, at)))) for at in LENGTHS}))
 
 
+def alone(name: str, chosen: argparse.Namespace) -> Mapping[str, Any]:
+    """The record of a method from a process of its own."""
+    with TemporaryDirectory() as folder:
+        command = [sys.executable, str(Path(__file__).resolve()), "--only", name, "--out", folder, *["--keep-memory"] * chosen.keep_memory]
+        # an exit code of 1 may be that of a record that is not valid, and says so
+        done = subprocess.run([*command, "--threads", str(chosen.threads), "--repetitions", str(chosen.repetitions)], check=False)
+        record = Path(folder) / "align.json"
+        if not record.exists():
+            sys.exit(f"measuring {name} ended with {done.returncode} and left no record")
+        return json.loads(record.read_text(encoding="utf-8"))
+
+
 def _more(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--only", choices=tuple(METHODS), action="append", help="this method alone; may be repeated; written with --out alone")
     parser.add_argument("--child", choices=SIDES, help=argparse.SUPPRESS)
@@ -388,12 +402,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         child(names[0], chosen.child, chosen.threads)
         return 0
     with Bench("align", chosen, partial=bool(chosen.only)) as bench:
-        loaded = models(small=bench.small)
-        for name in names:
-            measure(bench, loaded, name)
-        if not bench.small:
-            del loaded
-            memory(bench, names)
+        if bench.small or len(names) == 1:
+            loaded = models(small=bench.small)
+            for name in names:
+                measure(bench, loaded, name)
+            if not bench.small:
+                del loaded
+                memory(bench, names)
+        else:
+            for name in names:
+                bench.take(alone(name, chosen))
         bench.notes.append("faster and slower: all repetitions agree, in wall and in CPU seconds; otherwise the ranges do not tell the sides apart.")
         bench.notes.append(PACKED)
         bench.notes.append("Errors are relative L2 errors of the whole gradient against TRL's in float32 with the same weights.")

@@ -1,7 +1,7 @@
 """How every timing here is taken, checked and written down.
 
-Peer and ours run in one process on the same token ids and the same weights: one warm-up each, then repetitions in turn, the order
-reversed every time. A ratio is the peer's time over ours within one repetition; the median and the range of these are reported, for
+Peer and ours run in one process on the same token ids and the same weights: one warm-up each, then repetitions in turn, in another order
+every time. A ratio is the peer's time over ours within one repetition; the median and the range of these are reported, for
 wall seconds and for CPU seconds (all threads of the process), and a target counts as reached only if both medians reach it. A ratio
 stands beside the largest difference of the two outputs in a float32 run, and a record whose difference reaches its tolerance is
 invalid: the script then exits with 1.
@@ -26,6 +26,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from importlib import metadata
+from itertools import cycle, islice, permutations
 from pathlib import Path
 from typing import Any, Self
 
@@ -66,7 +67,7 @@ def options(description: str | None, argv: Sequence[str] | None, *, more: Callab
     parser.add_argument("--repetitions", type=int, default=5, help="interleaved repetitions after the warm-up (default 5)")
     parser.add_argument("--threads", type=int, default=default_threads(), help="threads of torch (default: the free cores, at most OMP_NUM_THREADS)")
     parser.add_argument("--small", action="store_true", help="a tiny random model and two items: token counts and exactness, no times")
-    parser.add_argument("--out", type=Path, default=None, help="folder of the record (default bench/results; with --small nothing is written)")
+    parser.add_argument("--out", type=Path, default=None, help="folder of the record (default results, or results/one_thread; with --small none)")
     parser.add_argument("--keep-memory", action="store_true", help="let freed memory stay with the process; the record goes to results/kept_memory")
     parser.add_argument("--note", default="", help="a remark that goes into the record")
     if more:
@@ -170,11 +171,14 @@ def _rounded(seconds: Sequence[float]) -> list[float]:
 
 
 def interleave(sides: Mapping[str, Callable[[], Any]], repetitions: int, *, warm: bool = True) -> tuple[dict[str, Times], dict[str, Any]]:
-    """Times of the sides, and what each gave in its warm-up; 0 repetitions only warm up. `warm` is off where they ran before."""
+    """Times of the sides, and what each gave in its warm-up; 0 repetitions only warm up. `warm` is off where they ran before.
+
+    Repetitions go through all orders of the sides, so that none always follows the same other, whose memory it would find.
+    """
     given = {name: run() for name, run in sides.items()} if warm else {}
     times = {name: Times() for name in sides}
-    for number in range(repetitions):
-        for name in sides if number % 2 == 0 else reversed(list(sides)):
+    for order in islice(cycle(permutations(sides)), repetitions):
+        for name in order:
             gc.collect()
             wall, cpu = time.perf_counter(), time.process_time()
             sides[name]()
@@ -199,6 +203,7 @@ class Bench:
         self.partial = partial
         self.repetitions: int = 0 if chosen.small else chosen.repetitions
         self.cases: list[Case] = []
+        self._taken: list[dict[str, Any]] = []
         self.tables: dict[str, list[dict[str, Any]]] = {}
         self.notes: list[str] = [chosen.note] if chosen.note else []
         self._before = (os.getloadavg(), datetime.now().astimezone(), torch.get_num_threads())
@@ -218,16 +223,22 @@ class Bench:
         ratios = "".join(f", {r['side']} over {r['over']} {r['wall']['median']}x (CPU {r['cpu']['median']}x)" for r in case.record()["ratios"])
         print(f"{case.name}, {case.dtype}: difference {case.difference:.2e} of {case.tolerance:.0e} allowed{ratios}; {dict(case.counts)}", flush=True)
 
+    def take(self, record: Mapping[str, Any]) -> None:
+        """The cases and tables of a run of the same script in a process of its own."""
+        self._taken += record["cases"]
+        for title, rows in record["tables"].items():
+            self.tables.setdefault(title, []).extend(rows)
+
     def finish(self) -> int:
         """Writes NAME.json and NAME.md; 0 if all cases are valid, 1 otherwise."""
-        usual = HERE / "results" / "kept_memory" if self.options.keep_memory else HERE / "results"
+        usual = HERE / "results" / ("kept_memory" if self.options.keep_memory else "one_thread" if self.options.threads == 1 else "")
         folder = self.options.out or (None if self.small or self.partial else usual)
+        record = self.record()
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
-            record = self.record()
             (folder / f"{self.name}.json").write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
             (folder / f"{self.name}.md").write_text(page(record), encoding="utf-8")
-        return 0 if all(case.valid for case in self.cases) else 1
+        return 0 if all(case["valid"] for case in record["cases"]) else 1
 
     def record(self) -> dict[str, Any]:
         """Everything that was measured, and under what circumstances."""
@@ -236,7 +247,7 @@ class Bench:
             "benchmark": self.name,
             "date": began.isoformat(timespec="seconds"),
             "minutes": round((datetime.now().astimezone() - began).total_seconds() / 60, 1),
-            "cases": [case.record() for case in self.cases],
+            "cases": self._taken + [case.record() for case in self.cases],
             "tables": self.tables,
             "notes": self.notes,
             "small": self.small,

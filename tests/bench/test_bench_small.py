@@ -154,12 +154,33 @@ def test_a_ratio_whose_outputs_differ_counts_for_nothing(script, difference):
     assert bench.finish() == 1
 
 
-def test_sides_are_run_in_turn_and_the_order_is_reversed_every_time(script):
+def test_runs_in_processes_of_their_own_become_one_record(script, tmp_path):
+    protocol = script("protocol")
+
+    def bench(out=None):
+        return protocol.Bench("b", Namespace(small=True, note="", out=out, threads=1, repetitions=1, keep_memory=False))
+
+    whole = bench(tmp_path)
+    for name, difference in (("first", 0.0), ("second", 1.0)):
+        part = bench()
+        part.add(protocol.Case(name, "float32", [], {}, difference, 1e-4, "x"))
+        part.tables["peaks"] = [{"case": name}]
+        whole.take(part.record())
+    assert whole.finish() == 1  # the second is not valid
+    record = json.loads((tmp_path / "b.json").read_text())
+    assert [case["case"] for case in record["cases"]] == ["first", "second"]
+    assert record["tables"] == {"peaks": [{"case": "first"}, {"case": "second"}]}
+
+
+def test_sides_are_run_in_turn_and_in_another_order_every_time(script):
     run = []
     times, given = script("protocol").interleave({"a": lambda: run.append("a") or 1, "b": lambda: run.append("b") or 2}, 3)
     assert "".join(run) == "ab" + "ab" + "ba" + "ab"  # a warm-up, then three repetitions
     assert given == {"a": 1, "b": 2}
     assert [len(t.wall) for t in times.values()] == [3, 3]
+    run.clear()
+    script("protocol").interleave({name: lambda name=name: run.append(name) for name in "abc"}, 6, warm=False)
+    assert len({tuple(run[at : at + 3]) for at in range(0, 18, 3)}) == 6
 
 
 def test_the_tolerance_of_a_sum_grows_with_its_length(script):

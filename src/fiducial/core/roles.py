@@ -11,13 +11,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from fiducial.core.records import Attempt, Conversation, Decision, Evidence, Finding, Group, Prompt, Score, Verdict
-
 if TYPE_CHECKING:
     from pathlib import Path
 
     import torch
 
+    from fiducial.core.records import Attempt, Conversation, Decision, Evidence, Finding, Group, Prompt, Score, Verdict
     from fiducial.models.base import Model, WhiteBox
     from fiducial.models.local import LocalModel
     from fiducial.training.loop import Report, TrainResult
