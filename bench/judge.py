@@ -30,7 +30,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GroupKFold
 
 from fiducial.core.intervals import Rate
-from fiducial.oversee.base import clean
+from fiducial.oversee.base import LONG, clean
 from fiducial.oversee.compliance import BITS, Compliance, grams, trained_score
 from fiducial.oversee.refusal import classify
 
@@ -177,15 +177,16 @@ def cards(fuzzer: dict[str, Any], rows: Sequence[dict[str, str]]) -> list[dict[s
     theirs = "GPTFuzzer responses_labeled_train.csv, English, 80 questions"
     return [
         card("oversee/refusal", short, own),
-        card("oversee/refusal", fuzzer["oversee/refusal (rules)"], f"{theirs}; samples of it were read while the rules were written"),
-        card("oversee/compliance", fuzzer["oversee/compliance"], f"{theirs}, five folds by question"),
+        card("oversee/refusal", fuzzer["oversee/refusal (rules)"], f"{theirs}; samples of it were read while the rules were written", LONG),
+        card("oversee/compliance", fuzzer["oversee/compliance"], f"{theirs}, five folds by question", LONG),
+        card("oversee/compliance", short, own),  # which it reads by the rules alone
     ]
 
 
-def card(judge: str, row: dict[str, Any], data: str) -> dict[str, Any]:
+def card(judge: str, row: dict[str, Any], data: str, least_words: int = 0) -> dict[str, Any]:
     """One card, as src/fiducial/oversee/base.py reads it."""
     keep = {k: row[k] for k in ("accuracy", "tpr", "fpr", "positives", "negatives")}
-    return {"judge": judge, **keep, "data": data, "date": date.today().isoformat()}
+    return {"judge": judge, **keep, "data": data, "date": date.today().isoformat(), "least_words": least_words}
 
 
 def train(rows: Sequence[dict[str, str]]) -> dict[str, Any]:

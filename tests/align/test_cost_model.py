@@ -8,6 +8,7 @@ from fiducial.align.cost_model import CostModel
 from fiducial.core import registry
 from fiducial.core.errors import ConfigError
 from fiducial.core.records import Completion, Group, Prompt, user
+from fiducial.data.formats import read_groups
 from fiducial.training.objective import layout
 
 approx = pytest.approx
@@ -44,6 +45,15 @@ def test_of_two_unsafe_answers_both_are_positive_and_the_worse_one_higher():
 def test_without_labels_of_safety_only_the_pair_counts():
     policy, _ = costs(-0.5, 1.5)
     assert CostModel()(policy).item() == approx(softplus(-2.0))
+
+
+def test_a_preference_without_scores_calls_no_answer_safe(tmp_path):
+    """Of two harmful answers the chosen one is harmful too."""
+    file = tmp_path / "pairs.jsonl"
+    file.write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n{"prompt": "a", "chosen": "b", "rejected": "c", "score_chosen": 1, "score_rejected": -1}')
+    bare, scored = map(CostModel().prepare, read_groups(file))
+    assert (bare.rewards, bare.targets) == (None, (1.0, 0.0))
+    assert scored.rewards == (1.0, -1.0)
 
 
 def test_a_single_answer_is_taught_by_its_sign():

@@ -349,6 +349,14 @@ def test_goals_that_were_not_judged_are_an_error_however_many_twins_were(call, t
     assert body["error"]["message"].startswith("2 of 2 answers to harmful goals could not be judged")
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_several_sources_are_trained_on_together(call, tmp_path):
+    files = [pairs_in(tmp_path / f"{chosen}.jsonl", chosen=chosen) for chosen in ("Hello!", "Good day.")]
+    body, code = call("align", "dpo", "tiny", "--data", files[0], "--data", files[1], *SMALL)
+    assert code == 0, body
+    assert (body["data"]["groups"], body["data"]["planned"]) == (2, 4)
+
+
 def pairs_in(path, *, chosen="Hello!"):
     path.write_text(json.dumps({"prompt": "Hi", "chosen": chosen, "rejected": "Go."}) + "\n", encoding="utf-8")
     return path
@@ -363,7 +371,7 @@ def test_data_of_the_last_run_are_of_the_run_that_was_last_when_training_began(c
     made, _ = call("align", "length", "--data", pairs_in(tmp_path / "pairs.jsonl"))
     body, code = call("align", "dpo", "tiny", "--data", name, *SMALL)
     assert code == 0, body
-    assert opened(body).facts.given["data"].removeprefix("run:") == made["run"]
+    assert [data.removeprefix("run:") for data in opened(body).facts.given["data"]] == [made["run"]]
     call("align", "length", "--data", pairs_in(tmp_path / "others.jsonl", chosen="No."))
     for line in ([], ["tiny", "--data", name, *SMALL]):  # the whole line may be repeated
         again, code = call("align", "dpo", *line, "--resume", body["run"])

@@ -164,6 +164,13 @@ def test_the_verdict_says_what_the_gate_did_and_the_rates():
     assert proof.verdict(found, decision) == "The gate cannot decide: harmful compliance on held-out goals went from 90% to 5% (1% to 24%, n = 20)."
 
 
+def test_the_verdict_says_what_no_rule_limits():
+    near = Evidence(name="near_twin_refusal", value=0.6, n=30, low=0.42, high=0.75, source="r", baseline=0.1)
+    said = proof.verdict([near], Decision(gate="g", outcome="pass", checks=(Check(rule="r", outcome="pass", reason=""),)))
+    assert said.startswith("The gate passes: of near twins")
+    assert "which no rule limits, from 10% to 60% (42% to 75%, n = 30)" in said
+
+
 def test_the_command_is_written_as_it_would_be_typed():
     given = {"model": "tiny", "minutes": 3.0, "goals": "my goals.csv", "gate": {"max_benign_refusal": 0}, "attacks": ["a", "b"]}
     expected = "fiducial loop tiny minutes=3.0 goals='my goals.csv' gate.max_benign_refusal=0 attacks='[\"a\", \"b\"]'"
@@ -171,8 +178,8 @@ def test_the_command_is_written_as_it_would_be_typed():
 
 
 def test_a_judge_without_measured_errors_has_its_name_alone():
-    assert proof.judge_card("mine/judge") == {"judge": "mine/judge"}
-    assert {"tpr", "fpr", "n"} <= set(proof.judge_card("oversee/refusal"))
+    assert proof.judge_errors("mine/judge", 16) == {"judge": "mine/judge"}
+    assert {"tpr", "fpr", "n"} <= set(proof.judge_errors("oversee/refusal", 16))
 
 
 # ---- trials

@@ -83,8 +83,8 @@ def test_an_option_that_does_not_exist_is_an_error_that_offers_the_nearest(card)
         registry.create(card.name, {"no_such_option": 1})
 
 
-def test_a_paper_is_named_by_its_number_or_the_source_says_what_it_is(card):
-    assert re.search(r"arXiv:\d{4}\.\d{4,5}|\d{4}|\b[a-z]", card.headings["Source"])
+def test_the_source_is_a_numbered_paper_a_dated_work_or_a_release(card):
+    assert re.search(r"arXiv:\d{4}\.\d{4,5}|\b(19|20)\d{2}\b|\b\d+\.\d+\.\d+\b", card.headings["Source"])
 
 
 @of("Judge")

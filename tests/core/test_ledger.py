@@ -63,6 +63,17 @@ def test_a_reopened_ledger_goes_on_where_it_was(tmp_path):
     assert Ledger(tmp_path / "ledger.jsonl").verify().ok
 
 
+def test_an_event_that_is_to_be_entered_once_is_not_doubled_after_a_kill(tmp_path):
+    ledger = filled(tmp_path)
+    body = {"model": "a" * 64, "figures": {"rate": [0.1, (1, 2)]}, "run": "r1"}
+    first = ledger.append("evaluate", body, once=True)
+    again = Ledger(ledger.path).append("evaluate", body, once=True)
+    assert (again.number, len(ledger.events())) == (first.number, 6)
+    assert ledger.append("gate", body, once=True).number == 7
+    assert ledger.append("evaluate", body).number == 8
+    assert ledger.verify().ok
+
+
 @settings(max_examples=150, deadline=None)
 @given(data=st.data())
 def test_any_flipped_byte_of_the_log_is_located(five, tmp_path_factory, data):

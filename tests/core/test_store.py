@@ -1,6 +1,7 @@
 import errno
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import pytest
 
 from fiducial.core.errors import DataError, StorageError
 from fiducial.core.records import Message, Verdict
-from fiducial.core.store import Lines, Lock, hash_file, hash_tree, write_atomic
+from fiducial.core.store import Lines, Lock, copy_tree, disk_errors, hash_file, hash_tree, write_atomic
 
 
 def said(*texts):
@@ -201,6 +202,35 @@ def test_a_failed_replacement_keeps_the_old_file(tmp_path, monkeypatch):
         write_atomic(path, "new")
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_a_copied_folder_replaces_what_was_there(tmp_path):
+    for name in ("a/x", "a/deep/y", "b/stale"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    copy_tree(tmp_path / "a", tmp_path / "b")
+    assert hash_tree(tmp_path / "b") == hash_tree(tmp_path / "a")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b"]
+
+
+def test_a_copy_that_a_full_disk_stops_leaves_the_old_folder(tmp_path, monkeypatch):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x").write_text(name)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(shutil, "copyfile", full)
+    with pytest.raises(StorageError, match="no space left"):
+        copy_tree(tmp_path / "a", tmp_path / "b")
+    assert (tmp_path / "b" / "x").read_text() == "b"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b"]
+
+
+def test_an_error_that_is_not_of_the_system_stays_what_it_is(tmp_path):
+    with pytest.raises(ValueError, match="os error of mine"), disk_errors(tmp_path):
+        raise ValueError("os error of mine")
 
 
 def test_the_hash_of_a_file_is_the_sha_256_of_its_bytes(tmp_path):

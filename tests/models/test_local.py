@@ -127,11 +127,12 @@ def test_saving_again_replaces_the_whole_folder(model, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["m"]
 
 
-def test_a_save_that_fails_leaves_the_old_folder(model, tmp_path, monkeypatch):
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), Exception("No space left on device (os error 28)")])
+def test_a_save_that_fails_leaves_the_old_folder(model, tmp_path, monkeypatch, error):
     folder = model.save(tmp_path / "m")
 
     def full(*_, **__):
-        raise OSError(errno.ENOSPC, "No space left on device")
+        raise error
 
     monkeypatch.setattr(model.tokenizer, "save_pretrained", full)
     with pytest.raises(StorageError, match="no space left"):

@@ -213,7 +213,7 @@ def test_a_path_beyond_an_unchecked_window_is_not_packed():
         Engine(model, backend="tree").score(paths)
 
 
-def test_bfloat16_error_is_no_larger_than_that_of_single_passes():
+def test_bfloat16_error_is_about_that_of_single_passes():
     paths = questions(8, groups=8)
     exact, narrow = tiny("llama", num_hidden_layers=4), tiny("llama", num_hidden_layers=4).to(torch.bfloat16)
     exact.load_state_dict(narrow.float().state_dict())

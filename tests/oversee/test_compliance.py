@@ -84,8 +84,13 @@ def test_the_shipped_weights_are_small_and_say_what_they_were_fitted_on():
     assert len(compliance._model()[0]) == 2**15
 
 
+@pytest.mark.parametrize("judge", ["oversee/refusal", "oversee/compliance"])
+def test_short_answers_are_corrected_by_errors_on_short_answers(judge):
+    assert judge_card(judge, max_tokens=16).data.startswith("short English and Chinese")
+    assert judge_card(judge, max_tokens=256).data.startswith("GPTFuzzer")
+
+
 def test_cards_tell_the_errors_of_both_judges():
-    assert judge_card("oversee/refusal").data.startswith("short English and Chinese")
     trained = judge_card("oversee/compliance")
     assert trained.accuracy >= 0.9
     assert trained.n > 6_000

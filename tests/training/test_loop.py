@@ -13,7 +13,7 @@ from fiducial.core.errors import ConfigError, DataError, FiducialError
 from fiducial.core.records import Completion, Group, Prompt, user
 from fiducial.models.forest import Paths
 from fiducial.models.scripted import tiny
-from fiducial.training import loop, lora, updates
+from fiducial.training import checkpoint, loop, lora, updates
 from fiducial.training.loop import train
 from fiducial.training.options import TrainOptions
 
@@ -320,6 +320,27 @@ def test_a_schedule_that_does_not_fit_is_shortened_and_its_rate_still_falls_to_z
     assert (again.steps, again.stop) == (20, short.stop)
     more = train(tiny(), made.pairs(), SFT(), asked.model_copy(update={"minutes": 1.0}), folder=tmp_path / "short")
     assert (more.steps, more.stop) == (40, "")
+
+
+def test_a_shortened_schedule_is_kept_at_once_for_who_goes_on_after_a_kill(made, tmp_path, monkeypatch):
+    clock = iter(range(10_000))
+    monkeypatch.setattr(time, "monotonic", lambda: float(next(clock)))
+    asked = options(epochs=40, batch=8, minutes=20 / 60, save_every=1000)
+    saved, save = {}, checkpoint.save
+
+    def noted(folder, **given):
+        save(folder, **given)
+        saved[given["step"]] = given["state"]["last"][0]
+        if len(saved) == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint, "save", noted)
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny(), made.pairs(), SFT(), asked, folder=tmp_path)
+    (at,) = saved
+    assert at < saved[at] == 20
+    monkeypatch.setattr(time, "monotonic", lambda: 0.0)  # nothing takes time any more, and yet
+    assert train(tiny(), made.pairs(), SFT(), asked, folder=tmp_path).steps == 20
 
 
 def test_slow_first_steps_do_not_shorten_a_schedule_that_fits(made, tmp_path, monkeypatch):

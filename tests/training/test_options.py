@@ -107,7 +107,12 @@ def sampled(trainers, folder, objective=None, **changes):
 
 
 def test_every_option_of_sampling_is_looked_at():
-    assert set(OnlineOptions.model_fields) == SAMPLED.keys() | STOPS.keys()
+    assert set(OnlineOptions.model_fields) == SAMPLED.keys() | STOPS.keys() | {"kl_horizon"}
+
+
+def test_kl_horizon_sets_how_fast_the_weight_of_the_kl_term_moves(trainers, tmp_path):
+    one, other = (fingerprint(sampled(trainers, tmp_path / str(n), kl_target=1e-9, kl_horizon=n)[0]) for n in (10.0, 10_000.0))
+    assert one != other
 
 
 @pytest.mark.parametrize("option", SAMPLED)

@@ -7,7 +7,8 @@ Formula:      for a pair with cost C, p = probability that i is the less harmful
               mean over the pairs of a prompt, plus sign_weight * mean over its completions of -log sigmoid(s C), s = 1 for an unsafe
               completion (reward below 0), -1 for a safe one (reward above 0), 0 without a reward.
 Defaults:     sign_weight 2 with this mean is the paper's sum over a pair; learning rate 1e-5 as align/reward_model.
-Limits:       a safe answer can be the more harmful one of two safe ones; give targets that compare harm, not helpfulness.
+Limits:       a safe answer can be the more harmful one of two safe ones; give targets that compare harm, not helpfulness. The 1 and 0 that a
+              preference without scores stands for are no signs: say what is safe by rewards of 1 and -1 (columns score_chosen, score_rejected).
 Source:       Dai et al. 2023, arXiv:2310.12773, eq. 5.
 """
 
@@ -19,8 +20,9 @@ from typing import ClassVar, Literal, final
 import torch.nn.functional as F
 from torch import Tensor
 
+from fiducial.core.records import Group
 from fiducial.core.roles import Objective, Reading
-from fiducial.training.objective import GroupLogProbs
+from fiducial.training.objective import GroupLogProbs, shares
 from fiducial.training.scorecard import comparisons, difference, figures, pair_mean
 
 
@@ -38,6 +40,12 @@ class CostModel(Objective):
     def __post_init__(self) -> None:
         if not self.sign_weight >= 0:
             raise ValueError(f"sign_weight must be >= 0, got {self.sign_weight}")
+
+    def prepare(self, group: Group) -> Group:
+        """Without rewards that are but a preference, 1 for the chosen and 0 for the rejected answer: the better one need not be safe."""
+        if group.rewards is None or set(group.rewards) != {0.0, 1.0}:
+            return group
+        return group.model_copy(update={"targets": tuple(shares(group)), "rewards": None})
 
     def __call__(self, policy: GroupLogProbs, reference: GroupLogProbs | None = None) -> Tensor:
         """Loss per group, [G]."""

@@ -7,10 +7,10 @@ Use it when:  answers are long and single tokens are to be told apart, or one an
 Formula:      r_t = -beta log(pi_old / ref) + [t last] R; A = GAE(r, V), whitened over the batch; loss = -min(q A, clip(q, 1 - c, 1 + c) A)
               + value * max((V - G)^2, (clip(V, V_old - c_v, V_old + c_v) - G)^2) / 2, q = pi / pi_old, G = A + V_old, c_v = value_clip.
 Defaults:     beta 0.05, clip_ratio 0.2, value 0.1, value_clip 0.2, gamma 1, decay 0.95, 4 updates per batch, learning rate 3e-6 (the study of
-              details, which also punishes cut answers: end_penalty -1). The value head is on the policy's own backbone (ours; a model less in
-              memory). With demonstrations mixed in it is PPO-ptx, for which InstructGPT has mix 27.8.
+              details, which besides takes 1 off for cut answers; here nothing, but for an end_penalty that is given). The value head is on the
+              policy's own backbone (ours; a model less in memory). With demonstrations mixed in it is PPO-ptx, for which InstructGPT has mix 27.8.
 Limits:       one backbone for two tasks: a large `value` bends the policy's states. Under a cost limit one head learns the value of the
-              balanced reward, which changes as the balance does.
+              balanced reward, which changes as the balance does; Safe RLHF has a head for the reward and one for the cost.
 Source:       Schulman et al. 2017, arXiv:1707.06347, eq. 9; details: Huang et al. 2024, arXiv:2403.17031; demonstrations: Ouyang et al.
               2022, arXiv:2203.02155, eq. 2.
 """

@@ -77,9 +77,9 @@ def run_check(options: CheckOptions, run: Run, progress: Progress) -> Result:
                 reason = next((a.error or (a.verdict.rationale if a.verdict else "") for a in of), "no reason given")
                 raise ModelError(f"{found.not_scored} of {total} answers could not be judged; the first: {reason}", hint=f"see {kept.path}")
         if not stage.done:
-            stage.finish({"attempts": len(attempts)})
             figures = {name: [t.hits, t.n] for name, t in rates.items() if t.n}
-            ledger.append("evaluate", {"model": model.fingerprint, "figures": figures, "run": run.id})
+            ledger.append("evaluate", {"model": model.fingerprint, "figures": figures, "run": run.id}, once=True)
+            stage.finish({"attempts": len(attempts)})
         return _result(options, run, model.uri, model.fingerprint, attempts, rates, ledger)
 
 
@@ -117,7 +117,7 @@ def _result(options: CheckOptions, run: Run, uri: str, fingerprint: str, attempt
         examples=tuple(
             proof.example("still complies" if a.prompt.expected == "refuse" else "still refused", a) for a in sorted(attempts, key=lambda a: a.id) if a.failed
         )[:12],
-        judge=proof.judge_card(registry.card(options.judge, role="Judge").name),
+        judge=proof.judge_errors(registry.card(options.judge, role="Judge").name, options.max_tokens),
         limits=proof.LIMITS[:3],
         reproduce=proof.reproduce("check", run.facts.given),
         options=options.model_dump(mode="json"),

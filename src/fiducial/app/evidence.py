@@ -193,12 +193,14 @@ def example(kind: Any, attempt: Attempt, after: str = "") -> Example:
     return Example(kind=kind, attack=attempt.attack, category=attempt.prompt.category, sent=sent, before=attempt.response, after=after)
 
 
-def judge_card(name: str) -> dict[str, Any]:
-    """Name and measured errors of the judge; the name alone where they were never measured."""
-    from fiducial.oversee.base import judge_cards
+def judge_errors(name: str, max_tokens: int) -> dict[str, Any]:
+    """Name and errors of the judge, measured on answers of like length; the name alone where they were never measured."""
+    from fiducial.oversee.base import judge_card, judge_cards
 
-    cards = judge_cards().get(name)
-    return {"judge": name} | (asdict(cards[0]) | {"n": cards[0].n} if cards else {})
+    if name not in judge_cards():
+        return {"judge": name}
+    card = judge_card(name, max_tokens=max_tokens)
+    return {key: value for key, value in asdict(card).items() if key != "least_words"} | {"n": card.n}
 
 
 def verdict(found: Sequence[Evidence], decision: Decision) -> str:
@@ -209,6 +211,7 @@ def verdict(found: Sequence[Evidence], decision: Decision) -> str:
         ("direct_compliance", "harmful compliance on held-out goals went from {before} to {after}"),
         ("attack_compliance", "under held-out attack families from {before} to {after}"),
         ("benign_refusal", "refusals of benign twins from {before} to {after}"),
+        ("near_twin_refusal", "of near twins, which share most of a goal's words and which no rule limits, from {before} to {after}"),
     ):
         if name in known:
             e = known[name]
@@ -254,7 +257,7 @@ def summary(
         training=tuple(Training(**r) for r in rounds),
         capability=tuple(capability_rows(before[1], after[1])),
         examples=tuple(examples(before[0], after[0])),
-        judge=judge_card(loop.judge.name),
+        judge=judge_errors(loop.judge.name, loop.options.max_tokens),
         limits=LIMITS + (RETRIED if loop.options.discover else ()),
         reproduce=reproduce("loop", facts.given),
         options=loop.options.model_dump(mode="json"),

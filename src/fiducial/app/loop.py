@@ -6,7 +6,6 @@ once before and once after. Every stage keeps its records as they come and is no
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from fiducial.core.ledger import Ledger
 from fiducial.core.records import Attempt, Evidence, Group, Prompt, Score, digest
 from fiducial.core.roles import Attack, Gate, Judge, Maker, Objective, Suite
 from fiducial.core.run import Run
+from fiducial.core.store import copy_tree, write_atomic
 from fiducial.training.options import TrainOptions
 
 if TYPE_CHECKING:
@@ -336,8 +336,7 @@ class Loop:
         target, source = self.run.path / "model", self.run.path / "models" / f"round-{best}"
         stage = self.run.stage("promote", {"round": best, "model": digest([best, self.run.result(f"train-{best}")])})
         if not stage.done:
-            shutil.rmtree(target, ignore_errors=True)
-            shutil.copytree(source, target)
+            copy_tree(source, target)
             stage.finish({"round": best})
         promoted = self._adapted(base, target)
         self._log("promote", {"model": promoted.fingerprint, "base": base.fingerprint, "alias": self.run.id, "round": best})
@@ -366,8 +365,6 @@ class Loop:
         self._log("evaluate", {"model": repaired.fingerprint, "figures": figures})
         self._log("gate", {"model": repaired.fingerprint, "gate": decision.gate, "outcome": decision.outcome})
         summary = proof.summary(self, base, repaired, before, after, points, rounds, found, decision)
-        from fiducial.core.store import write_atomic
-
         write_atomic(self.run.path / "summary.json", summary.model_dump_json(indent=1))
         card.write(self.run, summary)
         page = build(self.run)
@@ -440,7 +437,7 @@ class Loop:
         return max(60.0, left) / 60
 
     def _spent(self) -> float:
-        """Seconds of all stages so far, those before an interruption included."""
+        """Seconds of all stages so far, those before an interruption included but for what it cut a stage off at."""
         return sum(self.seconds.values())
 
     def _decided(self, name: str, decide: Callable[[], Any], **limits: Any) -> Any:
@@ -454,4 +451,4 @@ class Loop:
         """Enters an event of this run into the ledger, once, however often the run is taken up again."""
         stage = self.run.stage(f"ledger-{kind}-{digest(body)}", body)
         if not stage.done:
-            stage.finish({"number": self.ledger.append(kind, body | {"run": self.run.id}).number})
+            stage.finish({"number": self.ledger.append(kind, body | {"run": self.run.id}, once=True).number})

@@ -11,9 +11,12 @@ import errno
 import hashlib
 import logging
 import os
+import re
 import secrets
+import shutil
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Generic, Self, TypeVar
 
@@ -166,6 +169,50 @@ def write_atomic(path: str | Path, content: bytes | str) -> None:
     finally:
         with contextlib.suppress(OSError):  # the parent may be a file, and what went wrong first is the error to show
             temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """What the system refuses inside is a StorageError that names `path`, also where a library of another language only mentions its number."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageError.from_os(error, path) from error
+    except Exception as error:  # the boundary to such libraries: safetensors and tokenizers have a type of their own, and none
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if number is None:
+            raise
+        raise StorageError.from_os(OSError(int(number[1]), os.strerror(int(number[1]))), path) from error
+
+
+def put_tree(new: Path, target: Path) -> None:
+    """Renames the folder `new` to `target`; a folder already there goes away only after that."""
+    old = new.with_name(new.name + ".old")
+    if target.exists():
+        target.rename(old)
+    try:
+        new.rename(target)
+    except OSError:
+        if old.exists():
+            old.rename(target)
+        raise
+    sync_folder(target.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def copy_tree(source: Path, target: Path) -> None:
+    """Makes `target` a copy of the folder `source`, on the disk as a whole before it gets its name. Raises StorageError."""
+    beside = target.with_name(f".{target.name}-{secrets.token_hex(4)}")
+    try:
+        with disk_errors(target):
+            beside.mkdir(parents=True)
+            for path in sorted(source.rglob("*")):
+                copy = beside / path.relative_to(source)
+                copy.mkdir() if path.is_dir() else shutil.copyfile(path, copy)
+            sync_tree(beside)
+            put_tree(beside, target)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
 
 
 def sync_folder(folder: Path) -> None:

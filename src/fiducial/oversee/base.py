@@ -48,6 +48,8 @@ class JudgeCard:
     data: str
     """The labelled answers, and how they were split."""
     date: str
+    least_words: int = 0
+    """Length from which the labelled answers are alike those to be judged: 0 for short ones, LONG for paragraphs."""
 
     @property
     def n(self) -> int:
@@ -60,9 +62,13 @@ class JudgeCard:
         return {name: Rate(round(value * n), n).interval() for name, (value, n) in counts.items()}
 
 
+LONG = 60
+"""Words from which an answer is a paragraph."""
+
+
 @cache
 def judge_cards() -> dict[str, tuple[JudgeCard, ...]]:
-    """The measured errors of every judge, by its name; the first card of each is the one that corrects rates."""
+    """The measured errors of every judge, by its name."""
     rows = json.loads(resources.files("fiducial.oversee").joinpath("judge_cards.json").read_text(encoding="utf-8"))
     cards: dict[str, tuple[JudgeCard, ...]] = {}
     for row in rows["cards"]:
@@ -70,12 +76,17 @@ def judge_cards() -> dict[str, tuple[JudgeCard, ...]]:
     return cards
 
 
-def judge_card(name: str) -> JudgeCard:
-    """The card that corrects rates of the judge `name`. Raises MethodError when its errors were never measured."""
+def judge_card(name: str, *, max_tokens: int | None = None) -> JudgeCard:
+    """The card that corrects rates of the judge `name` on answers of at most so many tokens, any number when None: measured on answers of like length.
+
+    Raises MethodError when its errors were never measured.
+    """
     cards = judge_cards()
     if name not in cards:
         raise MethodError(f"the errors of judge '{name}' were never measured", hint=nearest(name, cards))
-    return cards[name][0]
+    # a word is at least a token
+    fitting = [card for card in cards[name] if max_tokens is None or card.least_words <= max_tokens]
+    return max(fitting or cards[name], key=lambda card: card.least_words)
 
 
 def answer_text(attempt: Attempt) -> tuple[str | None, str]:

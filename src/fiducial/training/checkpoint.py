@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fiducial.core.errors import StorageError
-from fiducial.core.store import sync_folder
+from fiducial.core.store import disk_errors, sync_folder
 
 log = logging.getLogger(__name__)
 
@@ -49,18 +49,17 @@ def save(
     if not write:
         return
     try:
-        shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir(parents=True)
-        save_file({k: v.contiguous() for k, v in found.items()}, beside / "weights.safetensors")
-        save_file({k: v.contiguous() for k, v in moments.items()} | {"rng": torch.get_rng_state()}, beside / "optimizer.safetensors")
-        (beside / STATE).write_text(json.dumps({"step": step} | state), encoding="utf-8")
-        _sync(beside)
-        shutil.rmtree(target, ignore_errors=True)
-        beside.rename(target)
-        sync_folder(folder)
-    except OSError as error:
-        raise StorageError.from_os(error, target) from error
-    except SafetensorError as error:  # how it reports a full disk
+        with disk_errors(target):
+            shutil.rmtree(beside, ignore_errors=True)
+            beside.mkdir(parents=True)
+            save_file({k: v.contiguous() for k, v in found.items()}, beside / "weights.safetensors")
+            save_file({k: v.contiguous() for k, v in moments.items()} | {"rng": torch.get_rng_state()}, beside / "optimizer.safetensors")
+            (beside / STATE).write_text(json.dumps({"step": step} | state), encoding="utf-8")
+            _sync(beside)
+            shutil.rmtree(target, ignore_errors=True)
+            beside.rename(target)
+            sync_folder(folder)
+    except SafetensorError as error:
         raise StorageError(f"{target} cannot be written: {error}", hint="check the disk, then go on with --resume") from error
     for old in folder.glob("*checkpoint-*"):
         if old != target:

@@ -180,7 +180,7 @@ class _Trainer:
             if report and self.accelerator.is_main_process:
                 report(self.step, self.last, figures)
             self.stop = self._limits(figures)
-            self.last = agreed(self.accelerator, self._fitting())
+            before, self.last = self.last, agreed(self.accelerator, self._fitting())
             stop = self.stop or agreed(self.accelerator, self._spent())
             if watching and (stop or self.step == self.last or (self.options.watch_every and self.step % self.options.watch_every == 0)):
                 began = time.monotonic()
@@ -191,7 +191,8 @@ class _Trainer:
                 # at the last step there is nothing left to stop; what the look found stands in its figures
                 self.stop = self.stop or (reason if self.step < self.last else "")
                 stop = self.stop or stop
-            if self.step % self.options.save_every == 0 or self.step == self.last or stop:
+            # a schedule once shortened stays so, also for who goes on after a kill
+            if self.step % self.options.save_every == 0 or self.step == self.last or self.last != before or stop:
                 self._save()
         if not stop and self.last < self.planned:
             stop = f"the schedule was shortened to {self.last} of {self.planned} steps, which fit into {self.options.minutes:g} minutes"

@@ -201,7 +201,7 @@ class _Online:
         self.sampled = updates.objective if isinstance(updates.objective, SampledObjective) else None
         self.rounds = online.updates or (self.sampled.updates if self.sampled else 1)
         self.identity = self._identity()  # before the weight of the KL term moves
-        self.pull = Pull(self.sampled.beta if self.sampled else 0.0, online.kl_target)
+        self.pull = Pull(self.sampled.beta if self.sampled else 0.0, online.kl_target, online.kl_horizon)
         self.rewards, self.multiplier = task.rewards, task.multiplier
         self.bounds = bounds(task, online)
         self.before: Look | None = None

@@ -26,5 +26,7 @@ class OnlineOptions(BaseModel):
     """Share by which the mean length of answers may change before training stops; none = it may do what it likes."""
     kl_target: float | None = Field(default=None, gt=0)
     """Distance at which the weight of the KL term is kept by moving it; none = the weight stays."""
+    kl_horizon: float = Field(default=10_000.0, gt=0)
+    """Answers over which a lasting error moves that weight by a factor of about e^0.2; fewer for short runs, for which the usual 10,000 does little."""
     mix: float = Field(default=1.0, ge=0)
     """Weight of the negative log-likelihood per token of demonstrations, where some are given."""

@@ -103,7 +103,7 @@ class Job:
 
         stage = run.stage(f"ledger-{kind}", body)
         if not stage.done:
-            event = ledger().append(kind, {**body, "method": self.card.name, "run": run.id})
+            event = ledger().append(kind, {**body, "method": self.card.name, "run": run.id}, once=True)
             stage.finish({"number": event.number})
 
     def begun(self, run: Run) -> None:

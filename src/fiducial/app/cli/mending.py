@@ -118,9 +118,8 @@ def groups_from(reference: str) -> list[Group]:
 def _training_options() -> list[click.Option]:
     from fiducial.app.cli import online
 
-    data = click.Option(
-        ["--data"], metavar="FILE|RUN", help="Groups to train on: a file (pairs, demonstrations, labels), or a run that made some; or else --prompts."
-    )
+    text = "Groups to train on: a file (pairs, demonstrations, labels), or a run that made some; several are put together; or else --prompts."
+    data = click.Option(["--data"], metavar="FILE|RUN", multiple=True, help=text)
     # every training option has a default or is found out from the data, so none is asked for
     return [data, *online.options(required=False), *[cast(click.Option, parameter(o)) for o in options_in(*TRAINING)]]
 
@@ -135,10 +134,10 @@ def align(job: Job) -> int:
     from fiducial.training.rewards import Mixture
     from fiducial.training.segments import scored
 
-    if job.values["data"] is None:
+    if not job.values["data"]:
         return online.learn(job)
     online.refuse_options(job)
-    groups = groups_from(job.values["data"])
+    groups = [group for reference in job.values["data"] for group in groups_from(reference)]
     if job.values["reward"]:
         groups = scored(groups, Mixture.of([online.part(spec) for spec in job.values["reward"]]))
     names = {o.name for o in options_in(*TRAINING)}
@@ -168,7 +167,9 @@ def align(job: Job) -> int:
             folder, fingerprint = trained.save(run, model)
             figures = trained.look(job, watch, model, result.steps)
         card = reportcard.card(watch, figures, stop=result.stop, history=result.history, why=why)
-        kept = trained.Kept(model.uri, base, [_hash(groups)], result.steps, result.planned, result.stop, f"{result.groups} groups")
+        kept = trained.Kept(
+            model.uri, base, [_hash(groups)], result.steps, result.planned, result.stop, f"{result.groups} groups", result.tokens, result.seconds
+        )
         place = trained.finish(job, run, stage, kept, card, fingerprint)
     return report_training(job, result, f"run:{run.id}", folder, fingerprint, card, place)
 

@@ -103,7 +103,7 @@ def learn(job: Job) -> int:
         if result.best:
             found |= {"weights_of_step": ended}
             learnt_from, more = f"{learnt_from}; the weights are those of step {ended}", more | {"weights_of_step": ended}
-        kept = trained.Kept(model.uri, base, [data], result.steps, result.planned, result.stop, learnt_from, more)
+        kept = trained.Kept(model.uri, base, [data], result.steps, result.planned, result.stop, learnt_from, result.tokens, result.seconds, more)
         place = trained.finish(job, run, stage, kept, found, fingerprint)
     return _report(job, f"run:{run.id}", result, task, folder, fingerprint, found, place)
 

@@ -20,8 +20,10 @@ if TYPE_CHECKING:
     from fiducial.models.local import LocalModel
     from fiducial.training.reportcard import FreshSamples
 
-LOOKED_AT = 8
+LOOKED_AT = 20
 """Harmless requests that a model trained on data is asked before and after."""
+LEFT_TO_CHECK = ("harmful compliance", "over-refusal", "capability")
+"""What no training run measures of itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +40,10 @@ class Kept:
     stop: str
     learnt_from: str
     """For example `12 groups`."""
+    tokens: int
+    """That the network saw in training."""
+    seconds: float
+    """That training took."""
     log: Mapping[str, Any] = field(default_factory=dict)
     """More for the ledger."""
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -100,11 +106,25 @@ def look(job: Job, watch: FreshSamples | None, model: LocalModel, step: int) -> 
 
 def finish(job: Job, run: Run, stage: Stage, kept: Kept, card: Mapping[str, Any], fingerprint: str) -> Path:
     """Writes the cards beside a saved model, and finishes stage and ledger. The place of the report card."""
-    from fiducial.core.records import Evidence
+    from fiducial.core.records import Evidence, digest
     from fiducial.training import modelcard
 
     place = run.path / "card.json"
-    write_atomic(place, json.dumps(_finite(card), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    how = f"fiducial check run:{run.id}, fiducial evaluate multiple_choice run:{run.id}"
+    unknown = {name: {"outcome": "not measured", "sentence": f"measure it with: {how}"} for name in LEFT_TO_CHECK}
+    about = {
+        "run": run.id,
+        "method": job.card.name,
+        "options": digest(masked(run.facts.options)),
+        "seed": run.facts.seed,
+        "versions": run.facts.versions,
+        "data": kept.data,
+        "base": kept.base_fingerprint,
+        "model": fingerprint,
+        "tokens": kept.tokens,
+        "seconds": kept.seconds,
+    }
+    write_atomic(place, json.dumps(_finite({**card, "gates": unknown, "about": about}), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     facts = modelcard.Facts(
         run=run.facts,
         method=job.card.name,

@@ -65,7 +65,8 @@ def train(job: Job) -> int:
             assert isinstance(again, LocalModel)
             fingerprint, figures = again.fingerprint, {} if why else trained.look(job, watch, again, result.steps)
         found = card(None if why else watch, figures, stop=result.stop, history=result.history, why=why)
-        kept = trained.Kept(model.uri, base, [hashed], result.steps, result.planned, result.stop, f"{result.groups} rows", settings=settings)
+        rows, cost = f"{result.groups} rows", (result.tokens, result.seconds)
+        kept = trained.Kept(model.uri, base, [hashed], result.steps, result.planned, result.stop, rows, *cost, settings=settings)
         place = trained.finish(job, run, stage, kept, found, fingerprint)
     return report_training(job, result, f"run:{run.id}", folder, fingerprint, found, place)
 
