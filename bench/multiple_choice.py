@@ -22,7 +22,7 @@ from fiducial.models.forest import Paths
 from fiducial.models.planning import stats
 from fiducial.models.scoring import Engine
 
-BATCHES = (1, 4, 8)
+BATCHES = (1, 4, 8, 16, 32)
 CHOICES = 4
 
 

@@ -45,6 +45,8 @@ TOLERANCE = 1e-4
 WAITED = 1.2
 """Wall over CPU seconds beyond which a repetition of this work, which never sleeps, had to wait for a processor."""
 PACKAGES = ("torch", "transformers", "trl", "lm-eval", "peft", "fiducial")
+FALL = 0.15
+"""Share of a stored ratio that may be lost."""
 FLAGS = ("amx_bf16", "avx512_bf16", "avx512f", "avx2")
 
 
@@ -69,6 +71,7 @@ def options(description: str | None, argv: Sequence[str] | None, *, more: Callab
     parser.add_argument("--small", action="store_true", help="a tiny random model and two items: token counts and exactness, no times")
     parser.add_argument("--out", type=Path, default=None, help="folder of the record (default results, or results/one_thread; with --small none)")
     parser.add_argument("--keep-memory", action="store_true", help="let freed memory stay with the process; the record goes to results/kept_memory")
+    parser.add_argument("--compare", action="store_true", help="write nothing; exit code 1 where a ratio is more than 15 %% below the stored one")
     parser.add_argument("--note", default="", help="a remark that goes into the record")
     if more:
         more(parser)
@@ -234,6 +237,10 @@ class Bench:
         usual = HERE / "results" / ("kept_memory" if self.options.keep_memory else "one_thread" if self.options.threads == 1 else "")
         folder = self.options.out or (None if self.small or self.partial else usual)
         record = self.record()
+        if self.options.compare:
+            lost = fallen(record, json.loads((usual / f"{self.name}.json").read_text(encoding="utf-8")))
+            print("\n".join(lost or [f"no ratio is more than {FALL:.0%} below that of {usual.name}/{self.name}.json"]), flush=True)
+            return 1 if lost or not all(case["valid"] for case in record["cases"]) else 0
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
             (folder / f"{self.name}.json").write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -261,6 +268,21 @@ class Bench:
             "versions": versions(),
             "gpu": "not measured on GPU",
         }
+
+
+def fallen(record: Mapping[str, Any], stored: Mapping[str, Any]) -> list[str]:
+    """The ratios, in wall seconds, that are more than FALL below the same ratio of a stored record; those of other cases are not compared."""
+
+    def ratios(of: Mapping[str, Any]) -> dict[tuple[str, str, str, str], float]:
+        return {(case["case"], case["dtype"], r["side"], r["over"]): r["wall"]["median"] for case in of["cases"] for r in case["ratios"]}
+
+    now, before = ratios(record), ratios(stored)
+    return [
+        f"{case}, {dtype}: {side} over {over} was {before[at]}x and is {now[at]}x"
+        for at in now.keys() & before.keys()
+        if now[at] < (1 - FALL) * before[at]
+        for case, dtype, side, over in [at]
+    ]
 
 
 def machine() -> dict[str, Any]:

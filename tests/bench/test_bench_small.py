@@ -10,7 +10,7 @@ import pytest
 import torch
 
 BENCH = Path(__file__).resolve().parents[2] / "bench"
-NAMES = {"protocol", "twins", "multiple_choice", "dpo_step", "group_step", "align", "samples", "head", "overhead"}
+NAMES = {"protocol", "twins", "multiple_choice", "dpo_step", "group_step", "align", "samples", "head", "overhead", "sweep"}
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the peers' own warnings
 
@@ -112,6 +112,25 @@ def test_nothing_shared_means_as_many_tokens_as_without_sharing(script, tmp_path
         assert count["unique tokens"] == count["naive tokens"]
 
 
+def test_every_ratio_and_number_of_completions_is_swept_and_both_sides_agree(script, tmp_path):
+    found = small(script, "sweep", tmp_path)
+    (rows,) = found["tables"].values()
+    assert [(row["rho"], row["K"], row["S"]) for row in rows] == [("4", 1, "1.00"), ("4", 4, "2.50"), ("0.25", 1, "1.00"), ("0.25", 4, "1.18")]
+    alone, shared, *_ = counts(found)
+    assert alone["unique tokens"] == alone["padded tokens"]
+    assert shared["unique tokens"] < shared["padded tokens"] / 2
+
+
+def test_a_ratio_that_fell_by_more_than_fifteen_per_cent_is_named(script):
+    protocol = script("protocol")
+
+    def record(**ratios):
+        return {"cases": [{"case": n, "dtype": "f", "ratios": [{"side": "a", "over": "b", "wall": {"median": r}}]} for n, r in ratios.items()]}
+
+    assert protocol.fallen(record(one=1.71, two=5.0), record(one=2.0, other=9.0)) == []
+    assert protocol.fallen(record(one=1.69), record(one=2.0)) == ["one, f: a over b was 2.0x and is 1.69x"]
+
+
 def test_a_ratio_is_the_median_of_the_ratios_within_repetitions(script):
     protocol = script("protocol")
     peer, ours = protocol.Times([4.0, 6.0, 9.0], [8.0, 8.0, 8.0]), protocol.Times([2.0, 2.0, 2.0], [4.0, 4.0, 2.0])
@@ -149,7 +168,7 @@ def test_a_ratio_whose_outputs_differ_counts_for_nothing(script, difference):
     assert protocol.Case("c", "float32", [protocol.Claim("ours", "peer", 2.0)], times, 9e-5, 1e-4, "x").record()["ratios"][0]["reached"]
     case = protocol.Case("c", "float32", [protocol.Claim("ours", "peer", 2.0)], times, difference, 1e-4, "x")
     assert case.record()["ratios"][0]["reached"] is False
-    bench = protocol.Bench("b", Namespace(small=True, note="", out=None, threads=1, repetitions=1, keep_memory=False))
+    bench = protocol.Bench("b", Namespace(small=True, note="", out=None, threads=1, repetitions=1, keep_memory=False, compare=False))
     bench.add(case)
     assert bench.finish() == 1
 
@@ -158,7 +177,7 @@ def test_runs_in_processes_of_their_own_become_one_record(script, tmp_path):
     protocol = script("protocol")
 
     def bench(out=None):
-        return protocol.Bench("b", Namespace(small=True, note="", out=out, threads=1, repetitions=1, keep_memory=False))
+        return protocol.Bench("b", Namespace(small=True, note="", out=out, threads=1, repetitions=1, keep_memory=False, compare=False))
 
     whole = bench(tmp_path)
     for name, difference in (("first", 0.0), ("second", 1.0)):
