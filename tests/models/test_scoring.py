@@ -256,19 +256,46 @@ def test_bad_requests_say_what_is_wrong():
         Engine(model.model)
 
 
-@pytest.mark.smollm2
-def test_shared_rows_of_the_embedded_model_equal_single_passes():
+@pytest.fixture(scope="module")
+def smollm2():
     from transformers import AutoModelForCausalLM
 
     from fiducial.models.embedded import folder
 
-    model = AutoModelForCausalLM.from_pretrained(folder(), dtype=torch.float32).eval()
+    return AutoModelForCausalLM.from_pretrained(folder(), dtype=torch.float32).eval()
+
+
+@pytest.mark.smollm2
+def test_shared_rows_of_the_embedded_model_equal_single_passes(smollm2):
     paths = questions(9, groups=2)
     with torch.no_grad():
-        truth, _ = alone(model, paths)
-    found = Engine(model).score(paths)
-    assert Engine(model).backend == "tree"
+        truth, _ = alone(smollm2, paths)
+    found = Engine(smollm2).score(paths)
+    assert Engine(smollm2).backend == "tree"
     assert (found.edge_logp - truth).abs().max() < 1e-4
+
+
+@pytest.mark.smollm2
+@pytest.mark.parametrize("settings", [{"backend": "kv"}, {"backend": "split"}, {"backend": "padded"}, {"backend": "tree", "budget": 40}])
+def test_back_ends_and_budgets_agree_on_the_embedded_model(smollm2, settings):
+    paths = questions(9, groups=2)
+    found, same = (Engine(smollm2, **how).score(paths).edge_logp for how in (settings, {"backend": "tree"}))
+    assert (found - same).abs().max() < 1e-4
+
+
+@pytest.mark.smollm2
+def test_gradients_of_the_embedded_model_equal_those_of_padded_rows(smollm2):
+    paths = questions(9, groups=2)
+    assert relative(gradient(smollm2, paths, "tree"), gradient(smollm2, paths, "padded")) < 1e-5
+    smollm2.zero_grad(set_to_none=True)
+
+
+@pytest.mark.smollm2
+def test_a_changed_token_of_the_embedded_model_changes_no_other_path_by_a_bit(smollm2):
+    first, second, third = ([5, 6, 7, 8, *answer] for answer in ([9, 10, 11], [12, 13, 14], [12, 15, 14]))
+    before, after = (Engine(smollm2, backend="tree").score(Paths.of([(first, 4), (other, 4)], group=[0, 0])) for other in (second, third))
+    assert torch.equal(before.edge_logp[:3], after.edge_logp[:3])
+    assert not torch.equal(before.edge_logp[3:], after.edge_logp[3:])
 
 
 def test_a_window_by_row_index_bounds_shared_rows_and_not_the_numbers():
