@@ -241,6 +241,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "Insulting, of all "
         f"sentences of the conditional model, seed by seed: {', '.join(f'{rate:.1%}' for rate in rates['all'][CONDITIONAL])}.",
         f"Seeds {FIRST} and on. Sizes were set on seed 0, which is among them: there conditional training lowered the rate of all sentences least.",
+        "Earlier records of seeds 0 to 2 left most claims undecided; seeds were added after that was seen.",
         "NLL is of the models as they are used: the conditional one after its aligned token, with control tokens banned.",
     ]
     question = "Does pretraining on text marked as good or bad keep the good and leave the bad, better than filtering, or mending afterwards?"

@@ -292,7 +292,8 @@ def test_gradients_of_the_embedded_model_equal_those_of_padded_rows(smollm2):
 
 @pytest.mark.smollm2
 def test_a_changed_token_of_the_embedded_model_changes_no_other_path_by_a_bit(smollm2):
-    first, second, third = ([5, 6, 7, 8, *answer] for answer in ([9, 10, 11], [12, 13, 14], [12, 15, 14]))
+    # ordinary tokens: the reserved ones at the beginning of this vocabulary were never trained, and are nearly alike
+    first, second, third = ([504, 3575, 282, 260, *answer] for answer in ([5007, 2213, 30], [1206, 759, 411], [1206, 6968, 411]))
     before, after = (Engine(smollm2, backend="tree").score(Paths.of([(first, 4), (other, 4)], group=[0, 0])) for other in (second, third))
     assert torch.equal(before.edge_logp[:3], after.edge_logp[:3])
     assert not torch.equal(before.edge_logp[3:], after.edge_logp[3:])
