@@ -209,6 +209,8 @@ class Bench:
         self._taken: list[dict[str, Any]] = []
         self.tables: dict[str, list[dict[str, Any]]] = {}
         self.notes: list[str] = [chosen.note] if chosen.note else []
+        self.usual = HERE / "results" / ("kept_memory" if chosen.keep_memory else "one_thread" if chosen.threads == 1 else "")
+        self._stored = _stored(self.usual / f"{name}.json", chosen) if chosen.compare else {}
         self._before = (os.getloadavg(), datetime.now().astimezone(), torch.get_num_threads())
 
     def __enter__(self) -> Self:
@@ -234,13 +236,12 @@ class Bench:
 
     def finish(self) -> int:
         """Writes NAME.json and NAME.md; 0 if all cases are valid, 1 otherwise."""
-        usual = HERE / "results" / ("kept_memory" if self.options.keep_memory else "one_thread" if self.options.threads == 1 else "")
-        folder = self.options.out or (None if self.small or self.partial else usual)
+        folder = self.options.out or (None if self.small or self.partial else self.usual)
         record = self.record()
         if self.options.compare:
-            lost = fallen(record, json.loads((usual / f"{self.name}.json").read_text(encoding="utf-8")))
-            print("\n".join(lost or [f"no ratio is more than {FALL:.0%} below that of {usual.name}/{self.name}.json"]), flush=True)
-            return 1 if lost or not all(case["valid"] for case in record["cases"]) else 0
+            compared, lost = fallen(record, self._stored)
+            print("\n".join([*lost, f"{len(lost)} of {compared} ratios are more than {FALL:.0%} below the stored ones"]), flush=True)
+            return 1 if lost or not compared or not all(case["valid"] for case in record["cases"]) else 0
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
             (folder / f"{self.name}.json").write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -270,19 +271,26 @@ class Bench:
         }
 
 
-def fallen(record: Mapping[str, Any], stored: Mapping[str, Any]) -> list[str]:
-    """The ratios, in wall seconds, that are more than FALL below the same ratio of a stored record; those of other cases are not compared."""
+def _stored(path: Path, chosen: argparse.Namespace) -> dict[str, Any]:
+    """The record to compare with. Ends the program where there is none, or none of so many threads."""
+    if not path.exists():
+        sys.exit(f"there is no record {path} to compare with")
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    if found["threads"] != chosen.threads:
+        sys.exit(f"{path} was measured with {found['threads']} threads; add --threads {found['threads']}")
+    return found
+
+
+def fallen(record: Mapping[str, Any], stored: Mapping[str, Any]) -> tuple[int, list[str]]:
+    """How many ratios, in wall seconds, both records have, and those that are more than FALL below the stored one."""
 
     def ratios(of: Mapping[str, Any]) -> dict[tuple[str, str, str, str], float]:
         return {(case["case"], case["dtype"], r["side"], r["over"]): r["wall"]["median"] for case in of["cases"] for r in case["ratios"]}
 
     now, before = ratios(record), ratios(stored)
-    return [
-        f"{case}, {dtype}: {side} over {over} was {before[at]}x and is {now[at]}x"
-        for at in now.keys() & before.keys()
-        if now[at] < (1 - FALL) * before[at]
-        for case, dtype, side, over in [at]
-    ]
+    both = now.keys() & before.keys()
+    lost = [at for at in both if now[at] < (1 - FALL) * before[at]]
+    return len(both), [f"{case}, {dtype}: {side} over {over} was {before[at]}x and is {now[at]}x" for at in lost for case, dtype, side, over in [at]]
 
 
 def machine() -> dict[str, Any]:

@@ -39,7 +39,7 @@ def test_a_policy_learns_from_prompts_and_a_function(call, run, asked, mine):
     assert len(made.read_metrics()) == 2
     assert len(made.lines("groups", Group).read()) == 4
     card = json.loads((made.path / "card.json").read_text())
-    assert {"verdict", "says", "rules", "figures", "gain", "before", "after", "history", "answers", "stop", "gates", "about"} == card.keys()
+    assert {"verdict", "says", "rules", "figures", "gain", "before", "after", "history", "answers", "stop", "unmeasured", "about"} == card.keys()
     assert run("align", "rloo", "tiny", "--prompts", asked, "--reward", f"{mine}:letters", *FAST).stdout.count("reward.letters") == 1
     assert fiducial.open(body["data"]["model"]).fingerprint == body["data"]["fingerprint"]
 

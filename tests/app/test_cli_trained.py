@@ -61,8 +61,8 @@ def test_every_kind_of_training_leaves_both_cards_and_claims_no_success(call, ru
     expected = "fail" if "fail" in outcomes else "not measured" if "not measured" in outcomes else "pass"
     assert card["verdict"] == body["data"]["verdict"] == made.result("train")["verdict"] == expected
     assert all(f["low"] <= f["value"] <= f["high"] and f["n"] > 1 for f in card["figures"])
-    assert {gate["outcome"] for gate in card["gates"].values()} == {"not measured"}  # no training run measures these
-    assert {"harmful compliance", "over-refusal", "capability"} == card["gates"].keys()
+    assert {gate["outcome"] for gate in card["unmeasured"].values()} == {"not measured"}  # no training run measures these
+    assert {"harmful compliance", "over-refusal", "capability"} == card["unmeasured"].keys()
     assert card["about"]["model"] == body["data"]["fingerprint"]
     assert card["about"]["tokens"] > 0
     assert card["about"]["seconds"] > 0

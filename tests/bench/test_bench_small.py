@@ -127,8 +127,8 @@ def test_a_ratio_that_fell_by_more_than_fifteen_per_cent_is_named(script):
     def record(**ratios):
         return {"cases": [{"case": n, "dtype": "f", "ratios": [{"side": "a", "over": "b", "wall": {"median": r}}]} for n, r in ratios.items()]}
 
-    assert protocol.fallen(record(one=1.71, two=5.0), record(one=2.0, other=9.0)) == []
-    assert protocol.fallen(record(one=1.69), record(one=2.0)) == ["one, f: a over b was 2.0x and is 1.69x"]
+    assert protocol.fallen(record(one=1.71, two=5.0), record(one=2.0, other=9.0)) == (1, [])
+    assert protocol.fallen(record(one=1.69), record(one=2.0)) == (1, ["one, f: a over b was 2.0x and is 1.69x"])
 
 
 def test_a_ratio_is_the_median_of_the_ratios_within_repetitions(script):

@@ -228,6 +228,13 @@ def test_a_copy_that_a_full_disk_stops_leaves_the_old_folder(tmp_path, monkeypat
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b"]
 
 
+def test_a_folder_that_is_gone_replaces_nothing(tmp_path):
+    (tmp_path / "b").mkdir()
+    with pytest.raises(StorageError, match="not there any more"):
+        copy_tree(tmp_path / "a", tmp_path / "b")
+    assert (tmp_path / "b").is_dir()
+
+
 def test_an_error_that_is_not_of_the_system_stays_what_it_is(tmp_path):
     with pytest.raises(ValueError, match="os error of mine"), disk_errors(tmp_path):
         raise ValueError("os error of mine")

@@ -42,8 +42,8 @@ class CostModel(Objective):
             raise ValueError(f"sign_weight must be >= 0, got {self.sign_weight}")
 
     def prepare(self, group: Group) -> Group:
-        """Without rewards that are but a preference, 1 for the chosen and 0 for the rejected answer: the better one need not be safe."""
-        if group.rewards is None or set(group.rewards) != {0.0, 1.0}:
+        """A pair without rewards that are but a preference, 1 for the chosen and 0 for the rejected answer: the better one need not be safe."""
+        if group.rewards is None or sorted(map(str, group.rewards)) != ["0.0", "1.0"]:
             return group
         return group.model_copy(update={"targets": tuple(shares(group)), "rewards": None})
 

@@ -117,12 +117,15 @@ class Ledger:
             self._lock.release()
 
     def _known(self, kind: str, body: dict[str, Any]) -> Event | None:
+        mark = json.dumps(body.get("run", "")).encode()
         for line in reversed(self._bytes().split(b"\n")):
+            if mark not in line:
+                continue
             try:
                 event = _parsed(line)
-            except ValueError:  # the end of the file, or a damaged line, which is for `verify` to find
+            except ValueError:  # a damaged line, which is for `verify` to find
                 continue
-            if (event.kind, event.body) == (kind, body):
+            if (event.kind, event.body) == (kind, body) and not _problem(line, event.number, event.previous):
                 return event
         return None
 

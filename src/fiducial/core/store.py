@@ -201,7 +201,12 @@ def put_tree(new: Path, target: Path) -> None:
 
 
 def copy_tree(source: Path, target: Path) -> None:
-    """Makes `target` a copy of the folder `source`, on the disk as a whole before it gets its name. Raises StorageError."""
+    """Makes `target` a copy of the folder `source`, on the disk as a whole before it gets its name. Raises StorageError.
+
+    Not by `shutil.copytree`, whose errors say no more what the system refused.
+    """
+    if not source.is_dir():
+        raise StorageError(f"{source} is not there any more, so it cannot be copied", hint="start a new run")
     beside = target.with_name(f".{target.name}-{secrets.token_hex(4)}")
     try:
         with disk_errors(target):

@@ -77,16 +77,16 @@ def judge_cards() -> dict[str, tuple[JudgeCard, ...]]:
 
 
 def judge_card(name: str, *, max_tokens: int | None = None) -> JudgeCard:
-    """The card that corrects rates of the judge `name` on answers of at most so many tokens, any number when None: measured on answers of like length.
+    """The card that corrects rates of the judge `name` on answers of at most so many tokens, any number when None: measured on answers that long.
 
     Raises MethodError when its errors were never measured.
     """
     cards = judge_cards()
     if name not in cards:
         raise MethodError(f"the errors of judge '{name}' were never measured", hint=nearest(name, cards))
-    # a word is at least a token
-    fitting = [card for card in cards[name] if max_tokens is None or card.least_words <= max_tokens]
-    return max(fitting or cards[name], key=lambda card: card.least_words)
+    # a word is a token or more, and most answers are shorter than they might be
+    fitting = [card for card in cards[name] if max_tokens is None or 2 * card.least_words <= max_tokens]
+    return max(fitting, key=lambda card: card.least_words) if fitting else min(cards[name], key=lambda card: card.least_words)
 
 
 def answer_text(attempt: Attempt) -> tuple[str | None, str]:

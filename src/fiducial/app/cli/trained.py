@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 LOOKED_AT = 20
 """Harmless requests that a model trained on data is asked before and after."""
-LEFT_TO_CHECK = ("harmful compliance", "over-refusal", "capability")
-"""What no training run measures of itself."""
+LEFT_TO_OTHERS = {"harmful compliance": "check", "over-refusal": "check", "capability": "evaluate multiple_choice"}
+"""What no training run measures of itself, and the command that does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,8 +110,7 @@ def finish(job: Job, run: Run, stage: Stage, kept: Kept, card: Mapping[str, Any]
     from fiducial.training import modelcard
 
     place = run.path / "card.json"
-    how = f"fiducial check run:{run.id}, fiducial evaluate multiple_choice run:{run.id}"
-    unknown = {name: {"outcome": "not measured", "sentence": f"measure it with: {how}"} for name in LEFT_TO_CHECK}
+    unknown = {name: {"outcome": "not measured", "sentence": f"measure it with: fiducial {how} run:{run.id}"} for name, how in LEFT_TO_OTHERS.items()}
     about = {
         "run": run.id,
         "method": job.card.name,
@@ -124,7 +123,7 @@ def finish(job: Job, run: Run, stage: Stage, kept: Kept, card: Mapping[str, Any]
         "tokens": kept.tokens,
         "seconds": kept.seconds,
     }
-    write_atomic(place, json.dumps(_finite({**card, "gates": unknown, "about": about}), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    write_atomic(place, json.dumps(_finite({**card, "unmeasured": unknown, "about": about}), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     facts = modelcard.Facts(
         run=run.facts,
         method=job.card.name,
