@@ -1,4 +1,6 @@
 import errno
+import gc
+import weakref
 
 import pytest
 import torch
@@ -149,9 +151,12 @@ def test_a_replaced_module_gets_its_own_engine(model):
     assert model.engine.module is model.module
 
 
-def test_closing_twice_is_safe(model):
+def test_closing_lets_go_of_the_model_and_may_be_done_twice(model):
+    gone = weakref.ref(model.module)
     model.close()
     model.close()
+    gc.collect()
+    assert gone() is None
 
 
 def test_files_are_on_the_disk_before_they_get_their_name(model, tmp_path, monkeypatch):

@@ -84,6 +84,10 @@ def test_the_shipped_weights_are_small_and_say_what_they_were_fitted_on():
     assert len(compliance._model()[0]) == 2**15
 
 
+def test_answers_are_long_where_the_trained_judge_begins_to_be_asked():
+    assert Compliance().least_words == base.LONG
+
+
 @pytest.mark.parametrize("judge", ["oversee/refusal", "oversee/compliance"])
 def test_short_answers_are_corrected_by_errors_on_short_answers(judge):
     assert judge_card(judge, max_tokens=16).data.startswith("short English and Chinese")

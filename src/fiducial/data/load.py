@@ -232,7 +232,9 @@ def _prompt(row: Row, expected: Expected, column: str | None, source: str) -> Pr
     if found is None:
         names = ", ".join(str(key) for key in values) or "none"
         missing = f"column '{column}'" if column is not None and column.lower() not in lower else "prompt"
-        raise DataError(f"{where}: no {missing} in this row; columns are {names}", hint="name the column with --column, or rename it to 'prompt'")
+        raise DataError(
+            f"{where}: no {missing} in this row; columns are {names}", hint="rename the column to 'prompt', or name it: column=NAME in `fiducial check`"
+        )
     content = lower[found]
     if found == "messages" and isinstance(content, str):
         content = _loads(content, where)
@@ -244,7 +246,7 @@ def _prompt(row: Row, expected: Expected, column: str | None, source: str) -> Pr
             raise DataError(f"{where}: no turn of the user in these messages", hint="a prompt ends with a turn of the user")
         return prompt_from(row, conversation, expected=expected, twin=_string(lower.get("twin")), source=source)
     if not isinstance(content, str):
-        raise DataError(f"{where}: '{found}' must be text, this is {content!r}", hint="name another column with --column")
+        raise DataError(f"{where}: '{found}' must be text, this is {content!r}", hint="name a column of text: column=NAME in `fiducial check`")
     return prompt_from(row, content.strip(), expected=expected, twin=_string(lower.get("twin")), source=source)
 
 

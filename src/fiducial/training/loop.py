@@ -169,6 +169,7 @@ class _Trainer:
         return self.updates.steps
 
     def run(self, report: Report | None, watch: Watch | None) -> TrainResult:
+        """All steps from the last checkpoint on, until the schedule ends, time is up or a rule stops it."""
         self._resume()
         watching = agreed(self.accelerator, watch is not None)
         stop = self.stop or agreed(self.accelerator, self._spent())

@@ -211,6 +211,7 @@ class _Online:
         self.points: list[Point] = []
 
     def run(self, report: Report | None, sink: Sink) -> OnlineResult:
+        """All steps from the last checkpoint on, until prompts end, time is up or a rule stops it, with a look before and after."""
         self._resume()
         self.before = before = self.before or self._first_look()
         stop = self.stop or agreed(self.accelerator, self._spent())
