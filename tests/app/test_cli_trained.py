@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from fiducial.app.cli import mending, online, trainer
+from fiducial.app.cli import aligning, online, trainer
 from fiducial.app.cli.area import stage_of
 from fiducial.core import registry
 from fiducial.core.run import Run
@@ -44,7 +44,7 @@ def words(tmp_path):
 
 
 def test_there_are_three_ways_to_train_and_every_method_takes_one():
-    assert {stage_of(card).perform for card in TRAINING} == {mending.align, online.learn, trainer.train}
+    assert {stage_of(card).perform for card in TRAINING} == {aligning.align, online.learn, trainer.train}
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -25,13 +25,13 @@ STAGES = {
     "Suite": "fiducial.app.cli.finding:SUITE",
     "Judge": "fiducial.app.cli.finding:JUDGE",
     "Inspector": "fiducial.app.cli.finding:INSPECTOR",
-    "Maker": "fiducial.app.cli.mending:MAKER",
-    "Objective": "fiducial.app.cli.mending:OBJECTIVE",
+    "Maker": "fiducial.app.cli.making:MAKER",
+    "Objective": "fiducial.app.cli.aligning:OBJECTIVE",
     "SampledObjective": "fiducial.app.cli.online:ONLINE",
     "Trainer": "fiducial.app.cli.trainer:TRAINER",
-    "Reward": "fiducial.app.cli.mending:REWARD",
-    "Guard": "fiducial.app.cli.mending:GUARD",
-    "Gate": "fiducial.app.cli.mending:GATE",
+    "Reward": "fiducial.app.cli.making:REWARD",
+    "Guard": "fiducial.app.cli.deciding:GUARD",
+    "Gate": "fiducial.app.cli.deciding:GATE",
 }
 OWN = frozenset({"resume", "show_config", "exit_zero"})
 """Parameters that say what to do with the options, and are none themselves."""

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 
 from fiducial.app.cli import trained
+from fiducial.app.cli.aligning import TRAINING
 from fiducial.app.cli.job import Job, Stage, made
-from fiducial.app.cli.mending import TRAINING, groups_from, may_be_learnt_from
+from fiducial.app.cli.making import groups_from, may_be_learnt_from
 from fiducial.app.cli.output import Table
 from fiducial.app.cli.params import Yaml, parameter
 from fiducial.core import registry

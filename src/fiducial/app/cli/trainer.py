@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, cast
 import click
 
 from fiducial.app.cli import trained
+from fiducial.app.cli.aligning import report_training
 from fiducial.app.cli.job import Job, Stage
-from fiducial.app.cli.mending import groups_from, report_training
+from fiducial.app.cli.making import groups_from
 from fiducial.core.errors import ConfigError, DataError, ModelError
 from fiducial.core.roles import Trainer
 

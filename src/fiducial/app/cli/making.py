@@ -1,0 +1,138 @@
+"""What commands do with methods that give data: makers turn attempts into groups, rewards score the answers of groups."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import closing
+from math import isfinite
+from pathlib import Path
+from typing import cast
+
+import click
+
+from fiducial.app.cli.job import Job, Stage, records
+from fiducial.core.errors import DataError
+from fiducial.core.intervals import mean
+from fiducial.core.records import Attempt, Group, Prompt, digest
+from fiducial.core.roles import Maker, Reward
+
+
+def _maker_options() -> list[click.Option]:
+    return [
+        click.Option(
+            ["--attempts"],
+            metavar="FILE|RUN",
+            multiple=True,
+            required=True,
+            help="Judged attempts to learn from: a file, or a run of an attack; may be repeated.",
+        ),
+        click.Option(["--seed"], type=int, default=0, help="[default: 0]"),
+        click.Option(
+            ["--any-split"],
+            is_flag=True,
+            help="Learn also from shipped goals outside the repair split; what they measure later proves nothing then. [default: off]",
+        ),
+    ]
+
+
+def make(job: Job) -> int:
+    """Groups to train on, made from judged attempts."""
+    attempts, left_out = _to_learn_from(job.values["attempts"], any_split=bool(job.values["any_split"]))
+    if left_out:
+        job.output.note(f"{left_out} attempts on goals that are kept for the proof were left out; --any-split takes them too")
+    method = cast(Maker, job.method())
+    with job.start() as run:
+        lines = run.lines("groups", Group)
+        with job.progress.task(job.card.name, total=len(attempts)) as task, closing(job.model()) as model:
+
+            def keep(group: Group) -> None:
+                lines.append(group)
+                task.advance()
+
+            groups = method.make(attempts, model, seed=job.values["seed"], sink=keep)
+        if groups and not lines.path.exists():
+            for group in groups:
+                lines.append(group)
+        job.log(run, "data", {"data": [hash_of(groups)], "groups": len(groups), "attempts": len(attempts)})
+    data = {"groups": len(groups), "attempts": len(attempts), "left_out": left_out, "file": lines.path, "folder": run.path}
+    job.output.result(data, f"{len(groups)} groups from {len(attempts)} attempts: {lines.path}")
+    return job.done()
+
+
+def _to_learn_from(references: Sequence[str], *, any_split: bool) -> tuple[list[Attempt], int]:
+    """Attempts that may be trained on, and how many were left out: those on shipped goals outside the repair split.
+
+    Of a loop only what it collected to learn from, never its proof. Raises DataError when nothing is left.
+    """
+    attempts = [attempt for reference in references for attempt in _collected(reference)]
+    kept = [a for a in attempts if any_split or may_be_learnt_from(a.prompt)]
+    if not kept:
+        raise DataError(
+            f"{', '.join(references)}: all {len(attempts)} attempts are on shipped goals that are kept for the proof",
+            hint="attack with --split repair, or take them all the same with --any-split",
+        )
+    return kept, len(attempts) - len(kept)
+
+
+def _collected(reference: str) -> list[Attempt]:
+    from fiducial.core.run import Run
+
+    is_file = Path(reference).is_file() or Path(reference).suffix == ".jsonl"
+    within = "stages/find-*" if not is_file and Run.open(reference).facts.command == "loop" else "**"
+    return records(reference, "attempts", Attempt, within=within)
+
+
+def may_be_learnt_from(prompt: Prompt) -> bool:
+    """Whether a prompt is not one of the shipped ones that are kept for the proof."""
+    from fiducial.data.split import goal_text, split_of
+
+    shipped = prompt.source == "fiducial" or prompt.source.startswith("fiducial ")
+    return not shipped or split_of(goal_text(prompt)) == "repair"
+
+
+def hash_of(groups: Sequence[Group]) -> str:
+    """What stands for the groups in the ledger."""
+    return digest([g.id for g in groups])
+
+
+def groups_from(reference: str) -> list[Group]:
+    """Groups from a file in any of the known layouts, or of a run."""
+    from fiducial.data.formats import read_groups
+
+    if Path(reference).is_file() or Path(reference).suffix:
+        return read_groups(reference)
+    return records(reference, "groups", Group)
+
+
+def _reward_options() -> list[click.Option]:
+    return [click.Option(["--data"], metavar="FILE|RUN", required=True, help="Groups whose completions are scored: a file, or a run that made some.")]
+
+
+def reward(job: Job) -> int:
+    """Groups with a reward for each completion."""
+    groups = groups_from(job.values["data"])
+    method = cast(Reward, job.method())
+    with job.start() as run:
+        lines = run.lines("groups", Group)
+        each: list[tuple[float | None, ...]] = []
+        with job.progress.task(job.card.name, total=len(groups)) as task:
+            for start in range(0, len(groups), 16):
+                part = groups[start : start + 16]
+                for group, rewards in zip(part, method.score(part), strict=True):
+                    lines.append(group.model_copy(update={"rewards": rewards, "annotator": job.card.name}))
+                    each.append(rewards)
+                task.advance(len(part))
+    scored = [(v, g) for g, rewards in enumerate(each) for v in rewards if v is not None]
+    # completions of one prompt are alike
+    found = mean([v for v, _ in scored], [g for _, g in scored])
+    low, high = found.interval()
+    figures = {"mean": found.value, "low": low, "high": high}
+    counts = {"groups": len(groups), "completions": sum(map(len, each)), "not_scored": sum(map(len, each)) - len(scored)}
+    data = counts | {name: value if isfinite(value) else None for name, value in figures.items()} | {"file": lines.path}
+    text = f"mean reward of the completions {found}, {counts['not_scored']} not scored" if scored else "nothing could be scored"
+    job.output.result(data, f"{text}: {lines.path}")
+    return job.done()
+
+
+MAKER = Stage(make, _maker_options)
+REWARD = Stage(reward, _reward_options, takes_model=False)
