@@ -62,7 +62,8 @@ def test_every_kind_of_training_leaves_both_cards_and_claims_no_success(call, ru
     assert card["verdict"] == body["data"]["verdict"] == made.result("train")["verdict"] == expected
     assert all(f["low"] <= f["value"] <= f["high"] and f["n"] > 1 for f in card["figures"])
     assert {gate["outcome"] for gate in card["unmeasured"].values()} == {"not measured"}  # no training run measures these
-    assert {"harmful compliance", "over-refusal", "capability"} == card["unmeasured"].keys()
+    from_data = KINDS[kind][1] != "prompts"
+    assert card["unmeasured"].keys() == {"harmful compliance", "over-refusal", "capability"} | ({"held-out groups"} if from_data else set())
     assert card["about"]["model"] == body["data"]["fingerprint"]
     assert card["about"]["tokens"] > 0
     assert card["about"]["seconds"] > 0
@@ -81,10 +82,25 @@ def test_drift_is_measured_against_the_model_that_training_began_with(call, word
         pytest.importorskip("trl")
     body, _ = call(*words(*KINDS[kind]))
     card = json.loads((Run.open(body["run"]).path / "card.json").read_text())
-    drift = next(f for f in card["figures"] if f["name"].startswith("drift"))
+    drift = next(f for f in card["figures"] if f["name"].startswith("drift k3"))
     assert drift["value"] >= 0
     assert drift["n"] > 1
     assert card["answers"]
+
+
+def test_what_is_held_out_stands_in_the_card_and_on_the_screen(call, run, words):
+    line = words(*KINDS["preferences"])
+    body, code = call(*line, "--held-out", "0.5")
+    assert code == 0, body
+    card = json.loads((Run.open(body["run"]).path / "card.json").read_text())
+    assert "held-out groups" not in card["unmeasured"]
+    assert card["rules"]["held_out"]["sentence"].startswith("accuracy on ")
+    assert {"held-out loss", "held-out accuracy", "held-out margin", "held-out displaced"} <= {f["name"] for f in card["figures"]}
+    assert body["data"]["groups"] + card["looks"][0]["groups"] == len(PAIRS)
+    assert f"held_out: {card['rules']['held_out']['outcome']} (accuracy on" in run("align", "dpo", "--resume", body["run"]).output
+    own, code = call(*words(*KINDS["own samples"]), "--held-out", "0.5")
+    assert code == 2
+    assert "held_out" in json.dumps(own)
 
 
 def test_a_model_trained_to_score_is_not_asked_for_answers(call, words):
@@ -106,7 +122,7 @@ def test_a_run_that_is_trained_on_is_named_by_its_id(call, words):
 def test_drift_of_training_that_begins_with_an_adapter_is_from_the_model_with_it(call, words):
     def drift(body):
         card = json.loads((Run.open(body["run"]).path / "card.json").read_text())
-        return next(f["value"] for f in card["figures"] if f["name"].startswith("drift")), card["answers"]
+        return next(f["value"] for f in card["figures"] if f["name"].startswith("drift k3")), card["answers"]
 
     line = words("sft", "data", ["--lora-rank", "2"])
     first, _ = call(*line, "--learning-rate", "0.3", "--epochs", "8")

@@ -10,7 +10,8 @@ from fiducial.core.records import Completion, user
 from fiducial.models.forest import Paths
 from fiducial.models.scripted import tiny
 from fiducial.training import lora
-from fiducial.training.reportcard import FreshSamples, card, style, verdict
+from fiducial.training.loop import TrainResult
+from fiducial.training.reportcard import FreshSamples, card, displacement, style, verdict
 
 PROMPTS = [user(f"what is {n}?") for n in range(3)]
 
@@ -157,9 +158,38 @@ def test_the_verdict_is_a_pass_only_when_every_rule_was_measured_and_kept():
     assert verdict({}) == "not measured"
 
 
+def result(**fields):
+    return TrainResult(steps=1, planned=1, groups=1, left_out=0, tokens=1, naive_tokens=1, seconds=0.1, stop="", **fields)
+
+
+def test_preferred_answers_that_lost_probability_get_a_sentence():
+    def remarks(share, **fields):
+        return card(None, {}, result(history=[{"displaced": share}] * 20, **fields))["remarks"]
+
+    assert remarks(0.7) == []
+    (usual,) = remarks(0.8)
+    assert usual.startswith("80% of the preferred answers have lost probability")
+    assert "usual" in usual
+    # what was held out says more than the last steps
+    assert remarks(0.8, looks=[{"step": 20.0, "groups": 4.0, "loss": 1.0, "displaced": 0.1}]) == []
+    assert "dangerous" in displacement(0.8, spoilt=True)
+    assert "anchor" in displacement(0.8, spoilt=True)
+
+
+def test_held_out_groups_are_a_rule_and_figures_where_there_are_such():
+    looks = [{"step": 0.0, "groups": 4.0, "loss": 2.0, "accuracy": 0.5}, {"step": 9.0, "groups": 4.0, "loss": 1.0, "accuracy": 0.25}]
+    groups = [{"loss": 1.0, "accuracy": float(k == 0)} for k in range(4)]
+    found = card(None, {}, result(looks=looks, held_out=groups))
+    assert found["rules"]["held_out"] == {"outcome": "fail", "sentence": "accuracy on 4 held-out groups is 0.25, and was 0.5"}
+    assert found["verdict"] == "fail"  # whatever the loss says
+    (accuracy,) = [f for f in found["figures"] if f["name"] == "held-out accuracy"]
+    assert (accuracy["value"], accuracy["n"]) == (0.25, 4)
+    assert accuracy["low"] < 0.25 < accuracy["high"]
+
+
 def test_a_loss_that_falls_is_no_verdict():
     falling = [{"step": float(n), "loss": 1.0 / n} for n in range(1, 50)]
-    found = card(None, {}, stop="", history=falling, why="there were no prompts")
+    found = card(None, {}, result(history=falling), why="there were no prompts")
     assert (found["verdict"], found["says"]) == ("not measured", "not every rule was measured; a falling loss alone shows nothing")
     assert {rule["sentence"] for rule in found["rules"].values()} == {"there were no prompts"}
     assert found["figures"] == found["answers"] == []
@@ -169,7 +199,7 @@ def test_a_card_has_figures_with_intervals_and_pairs_of_answers():
     model = tiny()
     watch = FreshSamples(model, PROMPTS, max_tokens=8)
     figures, _ = watch(1, adapted(model, 0.2))
-    found = card(watch, figures, stop="", history=[])
+    found = card(watch, figures, result())
     by_name = {f["name"]: f for f in found["figures"]}
     assert by_name["drift k3, nats per answer"]["value"] == pytest.approx(figures["k3"])
     assert by_name["words per answer, trained model"]["value"] == pytest.approx(figures["length"])

@@ -30,14 +30,18 @@ def normalised(text: str) -> str:
     return " ".join(re.findall(r"\w+", plain)) or plain.strip()
 
 
+def place_of(text: str, salt: str = "fiducial") -> float:
+    """Where a text lies between 0 and 1, whatever its case, punctuation and spacing; texts spread evenly."""
+    return int.from_bytes(hashlib.sha256(f"{salt}\0{normalised(text)}".encode(errors="backslashreplace")).digest()[:8]) / 2**64
+
+
 def split_of(text: str, salt: str = "fiducial") -> Split:
     """The split of a goal's text. Another `salt` gives another, independent division.
 
     >>> split_of("Explain how to pick a lock.") == split_of("explain how to pick a lock")
     True
     """
-    first = hashlib.sha256(f"{salt}\0{normalised(text)}".encode(errors="backslashreplace")).digest()[:8]
-    place, bound = int.from_bytes(first) / 2**64, 0.0
+    place, bound = place_of(text, salt), 0.0
     for name, share in SHARES:
         bound += share
         if place < bound:

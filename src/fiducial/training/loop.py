@@ -19,7 +19,7 @@ from fiducial.core.roles import Objective
 from fiducial.models import adapters
 from fiducial.models.forest import Paths
 from fiducial.models.local import LocalModel
-from fiducial.training import checkpoint, lora, reference, sharding
+from fiducial.training import checkpoint, heldout, lora, reference, sharding
 from fiducial.training.data import Data
 from fiducial.training.objective import GroupLogProbs
 from fiducial.training.options import TrainOptions
@@ -53,6 +53,10 @@ class TrainResult:
     stop: str
     history: list[dict[str, float]] = field(default_factory=list)
     watched: list[dict[str, float]] = field(default_factory=list)
+    looks: list[dict[str, float]] = field(default_factory=list)
+    """Loss and metrics on held-out groups, before training, at every look and after it; empty where nothing was held out."""
+    held_out: heldout.Found = field(default_factory=list)
+    """The last of them by group."""
 
 
 def train(
@@ -85,10 +89,14 @@ def train(
     if objective.controlled:
         model.take_control_tokens()
     with model.chat.without_lead() if objective.controlled else nullcontext():
-        data = Data.of(model, groups, objective, options)
+        learnt, kept = heldout.divided(groups, options.held_out)
+        data = Data.of(model, learnt, objective, options)
+        held = Data.of(model, kept, objective, options) if kept else None
     adapted, added = adapters.is_adapted(model.module), has_added(model, folder)
     with lora.adapter_off(model.module) if added else nullcontext():
-        table, pairs = _reference(model, data, objective, folder), _mismatched(model, data, objective, options, folder)
+        steps = [batch(step, len(data.groups), options) for step in range(planned_steps(len(data.groups), options))]
+        material = _material(model, data, objective, steps, folder)
+        proof = _material(model, held, objective, [range(len(held.groups))], folder) if held else None
     # where the weights that train were there before, a reference is of that very model; below a new adapter lie frozen weights
     moving = not options.lora_rank or (adapted and not added)
     origin = model.fingerprint if objective.needs_reference and moving else ""
@@ -99,7 +107,7 @@ def train(
     if adapters.is_adapted(model.module):
         origin = origin or lora.base_fingerprint(model.module)
     plain = sharding.share_out(model, accelerator) if shared_out else None
-    result = _Trainer(Updates(model, objective, options, accelerator), data, table, pairs, folder, origin).run(report, watch)
+    result = _Trainer(Updates(model, objective, options, accelerator), material, proof, folder, origin).run(report, watch)
     if plain is not None:
         sharding.put_together(model, plain)
     return result
@@ -128,6 +136,25 @@ def batch(step: int, groups: int, options: TrainOptions) -> list[int]:
     return [orders[p // groups][p % groups] for p in places]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Material:
+    """Groups and what the reference model says of them."""
+
+    data: Data
+    reference: GroupLogProbs | None
+    pairs: list[Tensor]
+    """Of the mismatched pairs of each step."""
+
+    def of_step(self, step: int) -> dict[str, Any]:
+        """What a step is given of the reference."""
+        return {"reference": self.reference, "mismatched": self.pairs[step] if self.pairs else None}
+
+
+def _material(model: LocalModel, data: Data, objective: Objective, steps: Sequence[Sequence[int]], folder: Path) -> _Material:
+    """The same groups with the reference model's word on them: the model as it is before training."""
+    return _Material(data, _reference(model, data, objective, folder), _mismatched(model, data, objective, steps, folder))
+
+
 def _reference(model: LocalModel, data: Data, objective: Objective, folder: Path) -> GroupLogProbs | None:
     """Reference log-probabilities of the model as it is before training."""
     if not objective.needs_reference:
@@ -137,30 +164,33 @@ def _reference(model: LocalModel, data: Data, objective: Objective, folder: Path
     return data.parts.with_tokens(table) if tokens else data.parts.with_logp(data.place(range(len(data.groups)), table))
 
 
-def _mismatched(model: LocalModel, data: Data, objective: Objective, options: TrainOptions, folder: Path) -> list[Tensor]:
-    """The same of the mismatched pairs of every step, which are known beforehand. Raises DataError where there is no second group."""
+def _mismatched(model: LocalModel, data: Data, objective: Objective, steps: Sequence[Sequence[int]], folder: Path) -> list[Tensor]:
+    """The same of the mismatched pairs of every step, of which the groups are given. Raises DataError where there is no second group."""
     if "mismatched" not in objective.reads:
         return []
     if len(data.groups) < 2:
         raise DataError(f"{objective.name} pairs each prompt with the answer to another, but there is one group", hint="give more data")
-    steps = [data.mismatched(batch(step, len(data.groups), options)) for step in range(planned_steps(len(data.groups), options))]
-    paths = Paths([ids for step in steps for ids in step.ids], [start for step in steps for start in step.start])
+    pairs = [data.mismatched(step) for step in steps]
+    paths = Paths([ids for step in pairs for ids in step.ids], [start for step in pairs for start in step.start])
     table = reference.logprobs(model.engine, paths, fingerprint=model.fingerprint, folder=folder)
-    return list(table.split([len(step) for step in steps]))
+    return list(table.split([len(step) for step in pairs]))
 
 
 class _Trainer:
     """One training run: the state that changes, and a method per step of the loop."""
 
-    def __init__(self, updates: Updates, data: Data, table: GroupLogProbs | None, pairs: list[Tensor], folder: Path, origin: str) -> None:
-        self.updates, self.data, self.table, self.pairs, self.folder, self.origin = updates, data, table, pairs, folder, origin
+    def __init__(self, updates: Updates, material: _Material, proof: _Material | None, folder: Path, origin: str) -> None:
+        self.updates, self.material, self.proof, self.folder, self.origin = updates, material, proof, folder, origin
+        self.data = material.data
         self.model, self.objective, self.options, self.accelerator = updates.model, updates.objective, updates.options, updates.accelerator
-        self.planned = planned_steps(len(data.groups), self.options)
+        self.planned = planned_steps(len(self.data.groups), self.options)
         self.last = self.planned
         self.seconds = 0.0
         self.stop = ""
         self.history: list[dict[str, float]] = []
         self.watched: list[dict[str, float]] = []
+        self.looks: list[dict[str, float]] = []
+        self.held_out: heldout.Found = []
         self.norms: list[float] = []
 
     @property
@@ -173,6 +203,8 @@ class _Trainer:
         self._resume()
         watching = agreed(self.accelerator, watch is not None)
         stop = self.stop or agreed(self.accelerator, self._spent())
+        if not self.looks:
+            self._look()
         while self.step < self.last and not stop:
             began = time.monotonic()
             figures = self._one_step()
@@ -183,14 +215,10 @@ class _Trainer:
             self.stop = self._limits(figures)
             before, self.last = self.last, agreed(self.accelerator, self._fitting())
             stop = self.stop or agreed(self.accelerator, self._spent())
-            if watching and (stop or self.step == self.last or (self.options.watch_every and self.step % self.options.watch_every == 0)):
-                began = time.monotonic()
-                nothing: tuple[dict[str, float], str] = ({}, "")
-                seen, reason = agreed(self.accelerator, watch(self.step, self.model) if watch else nothing)
-                self.seconds += time.monotonic() - began
-                self.watched.append({"step": self.step} | seen)
-                # at the last step there is nothing left to stop; what the look found stands in its figures
-                self.stop = self.stop or (reason if self.step < self.last else "")
+            if stop or self.step == self.last or (self.options.watch_every and self.step % self.options.watch_every == 0):
+                reasons = [self._look(), self._watch(watch) if watching else ""]
+                # at the last step there is nothing left to stop; what was seen stands in the figures
+                self.stop = self.stop or (next(filter(None, reasons), "") if self.step < self.last else "")
                 stop = self.stop or stop
             # a schedule once shortened stays so, also for who goes on after a kill
             if self.step % self.options.save_every == 0 or self.step == self.last or self.last != before or stop:
@@ -198,12 +226,35 @@ class _Trainer:
         if not stop and self.last < self.planned:
             stop = f"the schedule was shortened to {self.last} of {self.planned} steps, which fit into {self.options.minutes:g} minutes"
         groups, left = len(self.data.groups), self.data.left_out
-        return TrainResult(self.step, self.planned, groups, left, self.updates.tokens, self.updates.naive, self.seconds, stop, self.history, self.watched)
+        counts = (self.updates.tokens, self.updates.naive, self.seconds)
+        return TrainResult(self.step, self.planned, groups, left, *counts, stop, self.history, self.watched, self.looks, self.held_out)
 
     def _one_step(self) -> dict[str, float]:
         chosen = batch(self.step, len(self.data.groups), self.options)
         now = rate(self.step, self.last, self.options, self.updates.rate)
-        return self.updates.step(self.data, chosen, rate=now, reference=self.table, mismatched=self.pairs[self.step] if self.pairs else None)
+        return self.updates.step(self.data, chosen, rate=now, **self.material.of_step(self.step))
+
+    def _watch(self, watch: Watch | None) -> str:
+        """A look at fresh samples, by the main process; a reason to stop, or nothing."""
+        began = time.monotonic()
+        nothing: tuple[dict[str, float], str] = ({}, "")
+        seen, reason = agreed(self.accelerator, watch(self.step, self.model) if watch else nothing)
+        self.seconds += time.monotonic() - began
+        self.watched.append({"step": self.step} | seen)
+        return reason
+
+    def _look(self) -> str:
+        """A look at what is held out; a reason to stop, or nothing."""
+        if self.proof is None:
+            return ""
+        began = time.monotonic()
+        self.held_out = self.updates.measured(self.proof.data, **self.proof.of_step(0))
+        figures = heldout.figures(self.held_out)
+        if not self.step and self.objective.needs_reference and "accuracy" in figures:
+            figures["accuracy"] = 0.5  # the policy is its own reference yet, and orders nothing
+        self.looks.append({"step": float(self.step)} | figures)
+        self.seconds += time.monotonic() - began
+        return f"held out: {heldout.rule(self.looks)[1]}" if heldout.falling(self.looks) else ""
 
     def _limits(self, figures: dict[str, float]) -> str:
         """A reason to stop that the step itself shows, or nothing."""
@@ -242,6 +293,8 @@ class _Trainer:
             "naive": self.updates.naive,
             "history": self.history,
             "watched": self.watched,
+            "looks": self.looks,
+            "held_out": self.held_out,
             "norms": self.norms,
         }
         self.updates.save(self.folder, step=self.step, state=state)
@@ -253,6 +306,7 @@ class _Trainer:
         self.updates.steps, self.updates.tokens, self.updates.naive = state["step"], state["tokens"], state["naive"]
         self.seconds = state["seconds"]
         self.history, self.watched, self.norms, self.stop = state["history"], state["watched"], state["norms"], state["stop"]
+        self.looks, self.held_out = state["looks"], state["held_out"]
         last, minutes = state["last"]
         self.last = last if minutes == self.options.minutes else self.planned  # other time, another plan
 

@@ -44,7 +44,7 @@ from fiducial.training.rewards import Mixture, Scale, Values, mean, without_end
 from fiducial.training.schedule import exploded, rate
 from fiducial.training.updates import Updates
 
-UNUSED = ("from_scratch", "sizes", "learn", "watch_every")
+UNUSED = ("from_scratch", "sizes", "learn", "watch_every", "held_out")
 """Options of training that mean nothing here."""
 LOOKED_AT = 32
 """Prompts that are answered once before training and again after it."""

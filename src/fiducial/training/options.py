@@ -41,6 +41,9 @@ class TrainOptions(BaseModel):
     save_every: int = Field(default=25, ge=1)
     """Steps between checkpoints."""
     watch_every: int = Field(default=0, ge=0)
-    """Steps between looks at fresh samples; 0 looks at the end only."""
+    """Steps between looks at fresh samples and at what is held out; 0 looks at the end only."""
+    held_out: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the prompts, chosen by hash, that are not trained on: loss and metrics on them are measured before, at every look and after,
+    and a run with looks stops when they get worse twice running."""
     minutes: float | None = Field(default=None, gt=0)
     """Time for training, counted over resumptions. When the first steps show that the schedule takes longer, it is shortened to fit."""

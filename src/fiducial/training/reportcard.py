@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor
 
@@ -20,11 +20,16 @@ from fiducial.core.records import Conversation, Evidence
 from fiducial.models import adapters
 from fiducial.models.forest import Paths
 from fiducial.models.local import LocalModel
-from fiducial.training import lora
+from fiducial.training import heldout, lora
+
+if TYPE_CHECKING:
+    from fiducial.training.loop import TrainResult
 
 Outcome = Literal["pass", "fail", "not measured"]
 RULES = ("drift", "length", "repetition")
 """The rules of every run."""
+DISPLACED = 0.7
+"""Share of preferred answers that lost probability, above which the report card says what that means."""
 SAYS: dict[Outcome, str] = {
     "pass": "no rule was broken; whether the model does better what it was trained for is not measured here",
     "fail": "a rule was broken; do not use this model before you have looked at its answers",
@@ -79,7 +84,9 @@ class FreshSamples:
 
     def evidence(self) -> list[Evidence]:
         """The figures of the last look with their intervals; nothing where there was none."""
-        found: dict[str, Mean | Rate] = {"drift k3, nats per answer": mean(_k3(self.ratio).tolist())} if self.ratio is not None else {}
+        found: dict[str, Mean | Rate] = {}
+        if self.ratio is not None:
+            found = {"drift k1, nats per answer": mean(self.ratio.tolist()), "drift k3, nats per answer": mean(_k3(self.ratio).tolist())}
         for name, texts in (("base model", self.base), ("trained model", self.now if self.base else [])):
             words = [text.split() for _, text, _ in texts]
             found[f"words per answer, {name}"] = mean([float(len(w)) for w in words])
@@ -134,13 +141,29 @@ def summed(rules: Mapping[str, tuple[Outcome, str]], figures: Sequence[Evidence]
     }
 
 
-def card(watch: FreshSamples | None, figures: Mapping[str, float], *, stop: str, history: Sequence[Mapping[str, float]], why: str = "") -> dict[str, Any]:
-    """The report card of a run on data, after its last look; without one (`why` says why) no rule is measured."""
+def card(watch: FreshSamples | None, figures: Mapping[str, float], result: TrainResult, *, why: str = "") -> dict[str, Any]:
+    """The report card of a run on data, after its last look; without one (`why` says why) no rule on fresh samples is measured."""
     found: dict[str, tuple[Outcome, str]] = dict.fromkeys(RULES, ("not measured", why or "no fresh samples were drawn"))
     if watch is not None:
         found = watch.rules(dict(figures))
     seen, pairs = (watch.evidence(), watch.answers()) if watch is not None else ([], [])
-    return summed(found, seen, stop=stop, answers=pairs, history=[dict(step) for step in history])
+    if result.looks:
+        better, sentence = heldout.rule(result.looks)
+        found["held_out"] = ("pass" if better else "fail", sentence)
+        seen = [*seen, *evidence(heldout.intervals(result.held_out))]
+    # of the held-out pairs where there are such, else of the last tenth of the steps
+    displaced = mean([s["displaced"] for s in result.looks[-1:] or result.history[-max(1, len(result.history) // 10) :] if "displaced" in s]).value
+    remarks = [displacement(displaced, spoilt=any(found[name][0] == "fail" for name in ("length", "repetition")))] if displaced > DISPLACED else []
+    kept = {"looks": [dict(look) for look in result.looks], "history": [dict(step) for step in result.history]}
+    return summed(found, seen, stop=result.stop, remarks=remarks, answers=pairs, **kept)
+
+
+def displacement(share: float, *, spoilt: bool) -> str:
+    """What it means that so many preferred answers have lost probability against the reference."""
+    said = f"{share:.0%} of the preferred answers have lost probability against the reference"
+    if spoilt:
+        return f"{said}, and fresh answers are worse: dangerous; an anchor (anchor=1 of align/dpo), pairs drawn from the model itself, or a larger beta stop it"
+    return f"{said}: usual where only differences are trained; look at the answers, which by length and repetition are as before"
 
 
 def evidence(figures: Mapping[str, Mean | Rate]) -> list[Evidence]:

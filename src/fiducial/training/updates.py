@@ -132,6 +132,22 @@ class Updates:
         self.steps += 1
         return figures
 
+    @torch.no_grad()
+    def measured(self, data: Data, *, reference: GroupLogProbs | None = None, mismatched: Tensor | None = None) -> list[dict[str, float]]:
+        """Loss (per token where that is how it is divided) and metrics of every group of `data`; nothing is learnt. Called by every process."""
+        chosen = range(len(data.groups))
+        own = list(chosen[self.accelerator.process_index :: self.accelerator.num_processes])
+        work = _Work(data, replace(reference, mismatched=mismatched) if reference is not None else None, self._mismatched(data, chosen))
+        said = gathered(self.accelerator, (own, self._forward(data.paths.select(data.paths_of(own)))))
+        everything = [g for places, _ in said for g in places]
+        policy = self._policy(work, everything, [torch.cat(parts) for parts in zip(*(read for _, read in said), strict=True)])
+        held = work.reference.select(everything) if work.reference is not None else None
+        back = sorted(chosen, key=lambda i: everything[i])
+        parts = [(policy.select([i]), held.select([i]) if held is not None else None) for i in back]
+        size = [float(self.objective.size(one)) for one, _ in parts]
+        losses = [{"loss": float(self.objective(*part)) / by} if by else {} for part, by in zip(parts, size, strict=True)]
+        return [loss | self.objective.metrics(*part) for loss, part in zip(losses, parts, strict=True)]
+
     def save(self, folder: Path, *, step: int, state: dict[str, Any]) -> None:
         """Writes a checkpoint of weights, moments and `state`; called by every process, and the first one writes."""
         main = self.accelerator.is_main_process
@@ -311,11 +327,7 @@ class Updates:
     def _two_passes(self, work: _Work, share: Tensor, whole: _Part) -> tuple[Tensor, list[Tensor]]:
         """The same when groups are spread over rows: the loss's gradient with respect to what is read first, then row by row."""
         chosen, paths, spans = whole.chosen, whole.paths, self._spans(whole.paths)
-        found = self._nothing(spans)
-        for indices, scores in self._passes(paths, grad=False):
-            for all_of_it, part in zip(found, self._read(scores), strict=True):
-                all_of_it[_at(spans, indices)] = part.detach().float().cpu()
-        leaves = [f.requires_grad_() for f in found]
+        leaves = [f.requires_grad_() for f in self._forward(paths)]
         loss = self._loss(work, chosen, share, leaves) if chosen else torch.zeros(())
         pulls = torch.autograd.grad(loss, leaves, allow_unused=True) if chosen else [None for _ in leaves]
         for indices, scores in self._passes(paths, grad=True, rows=whole.rows):
@@ -323,6 +335,15 @@ class Updates:
             pulled = [(pull[at].to(part.device) * part).sum() for pull, part in zip(pulls, read, strict=True) if pull is not None]
             self._pull(torch.stack(pulled).sum() if indices else _nought(read))
         return loss.detach(), [leaf.detach() for leaf in leaves]
+
+    def _forward(self, paths: Paths) -> list[Tensor]:
+        """What is read of some paths, without gradients."""
+        spans = self._spans(paths)
+        found = self._nothing(spans)
+        for indices, scores in self._passes(paths, grad=False):
+            for all_of_it, part in zip(found, self._read(scores), strict=True):
+                all_of_it[_at(spans, indices)] = part.detach().float().cpu()
+        return found
 
     def _nothing(self, spans: list[range]) -> list[Tensor]:
         """Room for what is read of some paths, on the CPU."""

@@ -75,7 +75,7 @@ def align(job: Job) -> int:
             result = train(model, groups, objective, options, folder=stage.folder("checkpoints"), report=report, watch=stops)
             folder, fingerprint = trained.save(run, model)
             figures = trained.look(job, watch, model, result.steps)
-        card = reportcard.card(watch, figures, stop=result.stop, history=result.history, why=why)
+        card = reportcard.card(watch, figures, result, why=why)
         kept = trained.Kept(
             model.uri, base, [hash_of(groups)], result.steps, result.planned, result.stop, f"{result.groups} groups", result.tokens, result.seconds
         )

@@ -110,7 +110,9 @@ def finish(job: Job, run: Run, stage: Stage, kept: Kept, card: Mapping[str, Any]
     from fiducial.training import modelcard
 
     place = run.path / "card.json"
-    unknown = {name: {"outcome": "not measured", "sentence": f"measure it with: fiducial {how} run:{run.id}"} for name, how in LEFT_TO_OTHERS.items()}
+    unknown = {name: f"measure it with: fiducial {how} run:{run.id}" for name, how in LEFT_TO_OTHERS.items()}
+    if card.get("looks") == []:
+        unknown["held-out groups"] = "hold some out of training, for example --held-out 0.1"
     about = {
         "run": run.id,
         "method": job.card.name,
@@ -123,7 +125,9 @@ def finish(job: Job, run: Run, stage: Stage, kept: Kept, card: Mapping[str, Any]
         "tokens": kept.tokens,
         "seconds": kept.seconds,
     }
-    write_atomic(place, json.dumps(_finite({**card, "unmeasured": unknown, "about": about}), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    unmeasured = {name: {"outcome": "not measured", "sentence": how} for name, how in unknown.items()}
+    text = json.dumps(_finite({**card, "unmeasured": unmeasured, "about": about}), indent=1, ensure_ascii=False, allow_nan=False)
+    write_atomic(place, text + "\n")
     facts = modelcard.Facts(
         run=run.facts,
         method=job.card.name,
@@ -144,7 +148,8 @@ def finish(job: Job, run: Run, stage: Stage, kept: Kept, card: Mapping[str, Any]
 
 def verdict(card: Mapping[str, Any]) -> list[str]:
     """The rules and what they come to, as lines."""
-    return [*(f"{name}: {rule['outcome']} ({rule['sentence']})" for name, rule in card["rules"].items()), f"report card: {card['verdict']}; {card['says']}"]
+    rules = (f"{name}: {rule['outcome']} ({rule['sentence']})" for name, rule in card["rules"].items())
+    return [*rules, *card.get("remarks", ()), f"report card: {card['verdict']}; {card['says']}"]
 
 
 def _finite(value: Any) -> Any:

@@ -65,7 +65,7 @@ def train(job: Job) -> int:
         with closing(job.white_box(f"run:{run.id}")) as again:  # as everyone will open it, without what the library put around it
             assert isinstance(again, LocalModel)
             fingerprint, figures = again.fingerprint, {} if why else trained.look(job, watch, again, result.steps)
-        found = card(None if why else watch, figures, stop=result.stop, history=result.history, why=why)
+        found = card(None if why else watch, figures, result, why=why)
         rows, cost = f"{result.groups} rows", (result.tokens, result.seconds)
         kept = trained.Kept(model.uri, base, [hashed], result.steps, result.planned, result.stop, rows, *cost, settings=settings)
         place = trained.finish(job, run, stage, kept, found, fingerprint)

@@ -1,0 +1,74 @@
+"""What a run has learnt on groups that it does not train on: loss and the objective's metrics, and whether they get worse."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import isfinite, nan
+from statistics import fmean
+
+from fiducial.core.errors import ConfigError
+from fiducial.core.intervals import Mean, Rate, mean
+from fiducial.core.records import Group
+from fiducial.data.split import place_of
+
+Found = list[dict[str, float]]
+"""Loss and metrics of each held-out group, as far as it has them."""
+SHARES = ("accuracy", "displaced")
+"""Metrics that are shares, of pairs or of groups."""
+SALT = "held out of training"
+
+
+def divided(groups: Sequence[Group], share: float) -> tuple[list[Group], list[Group]]:
+    """Groups to train on, and groups held out: those of about `share` of the prompts, by hash, so that groups of one prompt stay together.
+    Texts without a prompt go by themselves.
+
+    Nothing is held out for a share of 0. Raises ConfigError when one of the two would be empty.
+    """
+    held = [bool(share) and place_of(_text(g), SALT) < share for g in groups]
+    parts = ([g for g, out in zip(groups, held, strict=True) if not out], [g for g, out in zip(groups, held, strict=True) if out])
+    if share and not all(parts):
+        said = f"held_out={share:g} of {len(groups)} groups leaves {len(parts[0])} to train on and {len(parts[1])} to look at"
+        raise ConfigError(said, hint="give another share, or more data")
+    return parts
+
+
+def _text(group: Group) -> str:
+    return group.prompt.text or next((c.text for c in group.completions), "")
+
+
+def figures(found: Found) -> dict[str, float]:
+    """Mean of each metric over the groups that have it, and their number."""
+    names = dict.fromkeys(name for each in found for name in each)
+    return {"groups": float(len(found))} | {name: fmean(each[name] for each in found if name in each) for name in names}
+
+
+def intervals(found: Found) -> dict[str, Mean | Rate]:
+    """The same with what an interval needs. A share of groups that are right or wrong is a rate."""
+    known: dict[str, Mean | Rate] = {}
+    for name in dict.fromkeys(name for each in found for name in each):
+        values = [each[name] for each in found if isfinite(each.get(name, nan))]
+        whole = name in SHARES and all(v in (0.0, 1.0) for v in values)
+        known[f"held-out {name}"] = Rate(round(sum(values)), len(values)) if whole else mean(values)
+    return known
+
+
+def rule(looks: Sequence[Mapping[str, float]]) -> tuple[bool, str]:
+    """Whether held-out groups got no worse, in a sentence.
+
+    They got worse when the last look is below the first, or below the one before for the second time running.
+    """
+    by, values = _judged(looks)
+    said = f"{by} on {looks[-1]['groups']:.0f} held-out groups is {looks[-1][by]:.3g}, and was {looks[0][by]:.3g}"
+    return (False, f"{said}; it got worse twice running") if falling(looks) else (values[-1] >= values[0], said)
+
+
+def falling(looks: Sequence[Mapping[str, float]]) -> bool:
+    """Whether held-out groups got worse in each of the last two looks."""
+    last = _judged(looks)[1][-3:]
+    return len(last) == 3 and last[2] < last[1] < last[0]
+
+
+def _judged(looks: Sequence[Mapping[str, float]]) -> tuple[str, list[float]]:
+    """What looks are judged by, and its values, higher = better: accuracy, or the loss where nothing is compared."""
+    compared = all("accuracy" in look for look in looks)
+    return ("accuracy", [look["accuracy"] for look in looks]) if compared else ("loss", [-look["loss"] for look in looks])

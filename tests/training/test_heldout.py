@@ -1,0 +1,117 @@
+"""What is held out is never trained on, is looked at, and stops a run that forgets it."""
+
+import pytest
+
+from fiducial.align.dpo import DPO
+from fiducial.align.reward_model import RewardModel
+from fiducial.align.sft import SFT
+from fiducial.core.errors import ConfigError
+from fiducial.core.intervals import Rate
+from fiducial.models.scripted import tiny
+from fiducial.training import heldout
+from fiducial.training.loop import train
+from fiducial.training.options import TrainOptions
+from fiducial.training.updates import Updates
+
+OPTIONS = TrainOptions(batch=4, epochs=2, learning_rate=1e-3, lora_rank=4, held_out=0.4)
+
+
+def test_a_prompt_is_held_out_by_its_text_alone(made):
+    groups = made.pairs(50)
+    learnt, held = heldout.divided(groups, 0.2)
+    assert len(learnt) + len(held) == 50
+    assert 3 <= len(held) <= 20
+    again = heldout.divided([*reversed(groups), groups[0].model_copy(update={"weight": 3.0})], 0.2)[1]
+    assert {g.prompt.text for g in again} == {g.prompt.text for g in held}
+    assert heldout.divided(groups, 0.0) == (groups, [])
+    more = heldout.divided(groups, 0.5)[1]
+    assert {g.id for g in held} < {g.id for g in more}  # a larger share takes more, not others
+    with pytest.raises(ConfigError, match=r"leaves (0 to train on|1 to train on and 0 to look at)"):
+        heldout.divided(groups[:1], 0.5)
+
+
+def test_what_is_held_out_is_not_trained_on_and_everything_else_is(made, tmp_path, objective):
+    groups = made.pairs(12)
+    learnt, held = heldout.divided(groups, OPTIONS.held_out)
+    assert len(held) > 1
+    model, other = tiny(), tiny()
+    found = train(model, groups, objective, OPTIONS, folder=tmp_path / "a")
+    plain = train(other, learnt, objective, OPTIONS.model_copy(update={"held_out": 0.0}), folder=tmp_path / "b")
+    assert model.fingerprint == other.fingerprint  # looking changed nothing
+    assert found.groups == plain.groups == len(learnt)
+    assert (plain.looks, plain.held_out) == ([], [])
+    assert [look["step"] for look in found.looks] == [0, found.steps]
+    assert len(found.held_out) == len(held) == found.looks[0]["groups"]
+
+
+@pytest.mark.parametrize("budget", [2000, 30], ids=["one row", "rows"])
+@pytest.mark.parametrize("objective", [DPO(beta=0.5, anchor=0.3), RewardModel()], ids=["dpo", "reward_model"])
+def test_the_figures_are_those_of_a_step_on_the_held_out_groups(made, tmp_path, objective, budget):
+    groups = made.pairs(12)
+    held = heldout.divided(groups, OPTIONS.held_out)[1]
+    first = train(made.budgeted(budget), groups, objective, OPTIONS, folder=tmp_path / "a").looks[0]
+    options = OPTIONS.model_copy(update={"held_out": 0.0, "batch": len(held), "epochs": 1})
+    step = train(made.budgeted(2000), held, objective, options, folder=tmp_path / "b").history[0]
+    shared = (set(first) & set(step)) - {"step", "length_correlation", "accuracy_when_shorter", "calibration_error"}  # these are of all groups together
+    assert {"loss", "accuracy", "margin"} <= shared
+    if objective.needs_reference:
+        shared.remove("accuracy")  # a step counts the ties at the beginning as wrong
+    assert {name: first[name] for name in shared} == pytest.approx({name: step[name] for name in shared}, abs=1e-4)
+
+
+def test_losses_per_token_are_divided_by_the_tokens_of_each_group(made, tmp_path):
+    (first, *_) = train(tiny(), made.pairs(12), SFT(), OPTIONS, folder=tmp_path).looks
+    assert first["loss"] == pytest.approx(-first["logp_per_token"])
+
+
+def test_a_run_with_looks_stops_when_what_is_held_out_gets_worse_twice_running(made, tmp_path, monkeypatch):
+    seen = iter([[0.0, 0.0], [1.0, 0.0], [1.0, 1.0], [1.0, 0.0], [0.0, 0.0]])  # falls in the fourth look and again in the fifth
+    monkeypatch.setattr(Updates, "measured", lambda *_, **__: [{"loss": 1.0, "accuracy": a} for a in next(seen)])
+    found = train(tiny(), made.pairs(12), DPO(), OPTIONS.model_copy(update={"epochs": 12, "watch_every": 2}), folder=tmp_path)
+    # policy and reference are the same at first, which orders nothing, for or against
+    assert [(look["step"], look["accuracy"]) for look in found.looks] == [(0, 0.5), (2, 0.5), (4, 1.0), (6, 0.5), (8, 0.0)]
+    assert (found.steps, found.planned) == (8, 18)
+    assert found.stop == "held out: accuracy on 2 held-out groups is 0, and was 0.5; it got worse twice running"
+
+
+def test_learning_the_contrary_of_what_is_held_out_breaks_the_rule(made, tmp_path):
+    held = {g.id for g in heldout.divided(made.pairs(12), 0.4)[1]}
+    groups = [g.model_copy(update={"targets": (0.0, 1.0)}) if g.id in held else g for g in made.pairs(12)]
+    assert not heldout.rule(train(tiny(), groups, DPO(beta=0.5), OPTIONS, folder=tmp_path / "a").looks)[0]
+    assert heldout.rule(train(tiny(), made.pairs(12), DPO(beta=0.5), OPTIONS, folder=tmp_path / "b").looks)[0]
+
+
+def test_a_resumed_run_looks_as_one_that_was_not_interrupted(made, tmp_path):
+    options = OPTIONS.model_copy(update={"watch_every": 2, "save_every": 2, "epochs": 3})
+    whole = train(tiny(), made.pairs(12), DPO(beta=0.5), options, folder=tmp_path / "a")
+
+    def stop(step, *_):
+        if step == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny(), made.pairs(12), DPO(beta=0.5), options, folder=tmp_path / "b", report=stop)
+    again = train(tiny(), made.pairs(12), DPO(beta=0.5), options, folder=tmp_path / "b")
+    assert len(whole.looks) >= 3
+    assert (again.looks, again.held_out) == (whole.looks, whole.held_out)
+
+
+def test_worse_means_less_accuracy_or_more_loss_where_nothing_is_compared():
+    def looks(*values, by="accuracy"):
+        return [{"groups": 5.0, "loss": 1.0} | {by: v} for v in values]
+
+    assert heldout.rule(looks(0.5, 0.6)) == (True, "accuracy on 5 held-out groups is 0.6, and was 0.5")
+    assert not heldout.rule(looks(0.5, 0.4))[0]
+    assert not heldout.falling(looks(0.5, 0.9, 0.8))
+    assert heldout.falling(looks(0.5, 0.9, 0.8, 0.7))
+    assert not heldout.rule(looks(0.5, 0.9, 0.8, 0.7))[0]  # though better than at first
+    assert heldout.rule(looks(2.0, 1.0, by="loss"))[0]
+    assert not heldout.rule(looks(1.0, 2.0, by="loss"))[0]
+    assert heldout.falling(looks(1.0, 1.1, 1.2, by="loss"))
+
+
+def test_shares_of_whole_groups_have_an_interval_of_a_rate():
+    found = heldout.intervals([{"loss": 1.0, "accuracy": 1.0}, {"loss": 3.0, "accuracy": 0.0}, {"loss": 2.0}])
+    assert found["held-out accuracy"] == Rate(1, 2)
+    assert (found["held-out loss"].value, found["held-out loss"].n) == (2.0, 3)
+    assert not isinstance(heldout.intervals([{"accuracy": 1 / 3}, {"accuracy": 1.0}])["held-out accuracy"], Rate)
