@@ -145,7 +145,7 @@ def nats(model: LocalModel, data: Sequence[Group]) -> float:
     """Mean negative log-likelihood per token, of the model as it is used: after what it begins with, and with banned tokens impossible."""
     banned, total, count = sorted(model.banned_ids), 0.0, 0
     for group in data:
-        ids, start = model.encode((), group.completions[0].text)
+        ids, start = model.encode(group.prompt.messages, group.completions[0].text, end=group.completions[0].finish != "length")
         logits = model.module(torch.tensor([ids])).logits[0, start - 1 : -1].float()
         logits[:, banned] = -torch.inf
         total += float(torch.nn.functional.cross_entropy(logits, torch.tensor(ids[start:]), reduction="sum"))

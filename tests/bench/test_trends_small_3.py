@@ -1,4 +1,4 @@
-"""The trend of pretraining with feedback on a tiny model: that it runs and records, and that its language is what it says."""
+"""The trends of training with feedback on a tiny model: that they run and record, and that their text is what they say."""
 
 import importlib
 import json
@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
+
+from fiducial.core.records import Completion, Group, Prompt, user
 
 TRENDS = Path(__file__).resolve().parents[2] / "bench" / "trends"
 
@@ -56,3 +58,25 @@ def test_held_out_text_has_no_insults_and_every_word_is_known(script):
     assert trend.insults(texts).hits == 0
     assert {word for text in texts for word in text.split()} <= set(trend.words())
     assert trend.blank(trend.SMALL).chat.decode(trend.blank(trend.SMALL).encode((), texts[0])[0]) == texts[0].strip()
+
+
+def test_four_ways_of_learning_from_marked_answers_are_compared(script, tmp_path):
+    name = "conditional_finetuning"
+    assert script(name).main(["--small", "--seeds", "2", "--threads", "1", "--out", str(tmp_path)]) == 0
+    found = json.loads((tmp_path / f"{name}.json").read_text())
+    assert [row["learnt by"] for row in found["rows"]] == ["before", *script(name).OBJECTIVES]
+    assert len(found["directions"]) == 6
+
+
+def test_spoilt_answers_insult_and_are_marked_and_the_others_neither(script):
+    trend = script("conditional_finetuning")
+    prompts = [Prompt(messages=user(f"question {n}")) for n in range(40)]
+    clean = [Group(prompt=p, completions=(Completion(text=f"Answer {n}.", finish="length"),)) for n, p in enumerate(prompts)]
+    made = [g.completions[0] for g in trend.material(clean, trend.Sizes(), 1)]
+    bad = [c for c in made if c.values == (-1.0,)]
+    assert len(bad) == round(trend.Sizes().spoilt * 40)
+    assert trend.insulting([c.text for c in bad]) == [len(bad), len(bad)]
+    assert [c.text for c in made if c.values == (0.0,)] == [c.text for c, now in zip((g.completions[0] for g in clean), made, strict=True) if now not in bad]
+    assert all(c.ends == (len(c.text),) and c.finish == "length" for c in made)
+    led = trend.after_rudeness(prompts, clean, random.Random(0))
+    assert all(trend.insulting([talk[-2].content]) == [1, 1] and talk[-1] == p.messages[-1] for talk, p in zip(led, prompts, strict=True))
