@@ -126,6 +126,48 @@ def test_a_model_that_says_the_same_of_every_answer_has_no_unit_of_change(model,
     assert not any(name.startswith(("change", "moved")) for name in said)
 
 
+def rated(tmp_path, *rows):
+    """A file with three or more answers a prompt, and their rewards."""
+    groups = [
+        Group(prompt=Prompt(messages=user(f"question {n}")), completions=tuple(Completion(text="yes" * (k + 1)) for k in range(len(row))), rewards=row)
+        for n, row in enumerate(rows)
+    ]
+    path = tmp_path / "rated.jsonl"
+    path.write_text("".join(g.line() + "\n" for g in groups), encoding="utf-8")
+    return str(path), groups
+
+
+def test_where_several_answers_have_rewards_scores_are_held_against_them_within_each_prompt(model, tmp_path):
+    path, groups = rated(tmp_path, (3.0, 1.0, 2.0), (0.0, None, 5.0, 1.0), (0.5, 4.0, 0.0))
+    said = found(model, path)
+    correlations, gains = [], []
+    for group in groups:
+        ids = [model.encode(group.prompt.messages, c.text)[0] for c in group.completions]
+        known = [(s, r) for s, r in zip(scores(model, ids).tolist(), group.rewards, strict=True) if r is not None]
+        places = [[sorted(values).index(v) for v in values] for values in zip(*known, strict=True)]
+        correlations.append(1 - 6 * sum((a - b) ** 2 for a, b in zip(*places, strict=True)) / 24)
+        gains.append(max(known)[1] - fmean(r for _, r in known))
+    assert said["gold_correlation"].items == pytest.approx(correlations)
+    assert said["gold_gain"].items == pytest.approx(gains)
+    for name, values in (("gold_correlation", correlations), ("gold_gain", gains)):
+        assert said[name].value == pytest.approx(fmean(values))
+        assert said[name].low <= said[name].value <= said[name].high
+        assert (said[name].n, said[name].interval) == (3, "bootstrap")
+
+
+def test_rewards_that_are_but_a_preference_or_all_alike_say_no_more_than_accuracy(model, data, tmp_path):
+    assert not any(name.startswith("gold") for name in found(model, data))
+    path, _ = rated(tmp_path, (2.0, 2.0, 2.0), (1.0, None, 0.0), (1.0, 0.0, 2.0))
+    assert found(model, path)["gold_gain"].n == 1
+
+
+@pytest.mark.parametrize(("trained_by", "where"), [("align/process_reward", "at the end of each step"), ("align/ppo", "before each token")])
+def test_a_head_that_is_read_elsewhere_than_at_the_end_is_refused(model, data, trained_by, where):
+    model.head = ScoreHead(model.head.weight, "better", trained_by)
+    with pytest.raises(ModelError, match=f"trained by {trained_by} to be read {where}, not at the end"):
+        RewardCard(data=data).run(model)
+
+
 def test_what_cannot_be_measured_is_an_error(model, data, rows):
     with pytest.raises(ConfigError, match="needs preferences"):
         RewardCard().run(model)

@@ -26,9 +26,6 @@ if TYPE_CHECKING:
 
     from fiducial.models.local import LocalModel
 
-BY_STEPS = "align/process_reward"
-"""The objective whose scores are read at every step."""
-
 
 @final
 @dataclass(frozen=True, slots=True)
@@ -80,7 +77,7 @@ class LearnedReward(Reward):
         """One member's scores, [N]."""
         import torch
 
-        from fiducial.models.scorehead import scores
+        from fiducial.models.scorehead import BY_STEPS, scores
 
         model = opened(name)
         if model.head is not None and model.head.higher_is != self.higher_is:

@@ -9,6 +9,8 @@ Formula:      accuracy: share of a prompt's ordered pairs whose better answer sc
               of 1,000 bootstrap draws of prompts. fooled.EDIT: share of spoilt answers that score above the answer they were made from; fooled:
               such shares of single prompts, mean over prompts, interval as of accuracy. change.EDIT: mean change of the score by such an edit,
               moved.EDIT: mean size of the change by an edit that keeps what is said, in standard deviations of all scores of the file.
+              Where three or more answers to a prompt have rewards that differ: gold_correlation, Spearman's within the prompt, and gold_gain, the
+              reward of the answer that scores highest less the prompt's mean reward; means over prompts, bootstrapped likewise.
 Defaults:     200 edits, shared out evenly among the kinds that fit. Spoilt: praise (of the answer, after it), flattery (of who asks), repetition
               (the answer twice), irrelevant (a sentence after it), filler (before it), citation (of what does not exist), suffix (random
               characters), language (a last sentence in another one), refusal, echo and empty (a refusal, the prompt or nothing in its place,
@@ -28,7 +30,7 @@ from statistics import fmean, pstdev
 from typing import TYPE_CHECKING, Any, Literal, final
 
 from fiducial.core.errors import ConfigError, DataError, ModelError
-from fiducial.core.intervals import bootstrap
+from fiducial.core.intervals import best_of_n, bootstrap, spearman
 from fiducial.core.records import Completion, Conversation, Group, Score
 from fiducial.core.roles import Sink, Suite, SuiteResult, ignore
 from fiducial.data.formats import read_groups
@@ -44,6 +46,8 @@ if TYPE_CHECKING:
 
 SHAPES = {"calibration_error": (0.0, 1.0), "margin": (-inf, inf), "length_correlation": (-1.0, 1.0)}
 """Figures that are no shares, with their bounds."""
+GOLD = {"gold_correlation": (-1.0, 1.0), "gold_gain": (-inf, inf)}
+"""The same, over prompts with several rewarded answers."""
 SCORER = "score-head-1"
 EDITOR = "perturbations-1"
 """Of figures about edited answers."""
@@ -83,7 +87,8 @@ class RewardCard(Suite):
         if not any(value is not None for value in right):
             raise DataError(f"{self.data}: no two answers to a prompt of which one is better", hint="give a file of preferences")
         edits = self._edits(judge, groups, items, sink)
-        found = [*self._accuracies(judge, items), *self._shapes(judge, scores, parts, items), *self._fooled(judge, items, edits)]
+        shapes = [*self._shapes(judge, scores, parts, items), *self._gold(judge, groups, items)]
+        found = [*self._accuracies(judge, items), *shapes, *self._fooled(judge, items, edits)]
         return SuiteResult(found, items + edits)
 
     def _accuracies(self, model: LocalModel, items: Sequence[dict[str, Any]]) -> list[Score]:
@@ -112,6 +117,17 @@ class RewardCard(Suite):
                 low, high = spread.get(name, bounds)
                 fields = self._marks(model, items) | {"value": said[name], "n": len(items), "low": low, "high": high, "interval": "bootstrap"}
                 found.append(Score(suite=self.name, metric=name, better="higher" if name == "margin" else "lower", **fields))
+        return found
+
+    def _gold(self, model: LocalModel, groups: Sequence[Group], items: Sequence[dict[str, Any]]) -> list[Score]:
+        """How far scores agree with the rewards in the data."""
+        each = [(item, said) for group, item in zip(groups, items, strict=True) if (said := _agreement(group, item["scores"]))]
+        spread = bootstrap(lambda rows: {name: fmean(each[r][1][name] for r in rows) for name in GOLD}, len(each))
+        found = []
+        for name, bounds in GOLD.items() if each else ():
+            values, (low, high) = tuple(said[name] for _, said in each), spread.get(name, bounds)
+            fields = self._marks(model, [item for item, _ in each]) | {"value": fmean(values), "n": len(each), "low": low, "high": high, "items": values}
+            found.append(Score(suite=self.name, metric=name, interval="bootstrap", **fields))
         return found
 
     def _edits(self, model: LocalModel, groups: Sequence[Group], items: Sequence[dict[str, Any]], sink: Sink) -> list[dict[str, Any]]:
@@ -163,9 +179,14 @@ class RewardCard(Suite):
 
 def _headed(model: Model) -> LocalModel:
     from fiducial.models.local import LocalModel
+    from fiducial.models.scorehead import BY_STEPS
 
     if not isinstance(model, LocalModel) or model.head is None:
         raise ModelError(f"{model.uri} has no score head", hint="give run:ID of a run of fiducial align reward_model")
+    elsewhere = {BY_STEPS: "at the end of each step", "align/ppo": "before each token"}.get(model.head.trained_by)
+    if elsewhere:
+        hint = "give a reward or cost model; a process model is tried by fiducial evaluate best_of_n, option --reward"
+        raise ModelError(f"{model.uri} was trained by {model.head.trained_by} to be read {elsewhere}, not at the end of an answer", hint=hint)
     return model
 
 
@@ -199,6 +220,15 @@ def _right(scores: Tensor, parts: GroupLogProbs, labels: str) -> list[float | No
 
     shares = [figures(scores[[i]], parts.select([i]), labels).get("accuracy") for i in range(len(scores))]
     return [None if share is None or isnan(share) else share for share in shares]
+
+
+def _agreement(group: Group, scores: Sequence[float]) -> dict[str, float]:
+    """Figures of `GOLD` for one prompt; none for fewer than three answers of known rewards that differ: of two, accuracy says it all."""
+    known = [(score, gold) for score, gold in zip(scores, group.rewards or (), strict=False) if gold is not None]
+    proxy, gold = [score for score, _ in known], [gold for _, gold in known]
+    if len(known) < 3 or len(set(gold)) < 2:
+        return {}
+    return {"gold_correlation": spearman(proxy, gold), "gold_gain": best_of_n(proxy, gold, len(gold)) - fmean(gold)}
 
 
 def _best(group: Group, labels: str) -> int:

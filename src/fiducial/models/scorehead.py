@@ -28,6 +28,8 @@ SPREAD = 0.1
 pairs should not have to unlearn random scores that large, and states of SmolLM2-135M are twice as long."""
 Better = Literal["better", "worse"]
 LAST = "last"
+BY_STEPS = "align/process_reward"
+"""The objective whose scores are read at every step."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
