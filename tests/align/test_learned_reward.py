@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -6,16 +8,17 @@ from fiducial.align.learned_reward import LearnedReward
 from fiducial.core import registry
 from fiducial.core.errors import ConfigError, ModelError
 from fiducial.core.records import Completion, Group, Prompt, user
-from fiducial.models.scorehead import ScoreHead, scores
+from fiducial.models.scorehead import Scale, ScoreHead, scores
 from fiducial.models.scripted import ScriptedModel, tiny
 
 approx = pytest.approx
+SCALES = {"one": Scale(0.5, 2.0), "two": Scale(-1.0, 0.1), "cost": Scale(0.3, 0.5), "cost2": Scale(-0.2, 4.0)}
 GROUP = Group(prompt=Prompt(messages=user("q")), completions=(Completion(text="yes"), Completion(text="no, never")))
 
 
 @pytest.fixture
 def members(monkeypatch):
-    """Two trained models by name, whose heads differ, and one with another direction."""
+    """Trained models by name, whose heads, directions and scales differ; those called old did not keep a scale."""
     made = {}
     for name, (seed, higher_is, trained_by) in {
         "one": (1, "better", "align/reward_model"),
@@ -23,11 +26,15 @@ def members(monkeypatch):
         "cost": (3, "worse", "align/cost_model"),
         "cost2": (4, "worse", "align/cost_model"),
         "steps": (5, "better", "align/process_reward"),
+        "steps2": (6, "better", "align/process_reward"),
+        "old": (1, "better", "align/reward_model"),
+        "old2": (2, "better", "align/reward_model"),
         "plain": (0, None, ""),
     }.items():
         made[name] = tiny()
         if higher_is:
-            made[name].head = ScoreHead.fresh(made[name].width, seed=seed, higher_is=higher_is, trained_by=trained_by)
+            head = ScoreHead.fresh(made[name].width, seed=seed, higher_is=higher_is, trained_by=trained_by)
+            made[name].head = replace(head, scale=SCALES.get(name))
     monkeypatch.setattr(learned_reward, "opened", made.__getitem__)
     return made
 
@@ -36,18 +43,54 @@ def alone(model, group=GROUP):
     return scores(model, [model.encode(group.prompt.messages, c.text, end=c.finish != "length")[0] for c in group.completions]).tolist()
 
 
-def test_it_gives_the_heads_score_of_each_completion(members):
-    assert LearnedReward(models=("one",)).score([GROUP, GROUP]) == [approx(tuple(alone(members["one"])))] * 2
+def test_it_gives_the_heads_score_of_each_completion_from_the_mean_of_preferred_answers(members):
+    assert LearnedReward(models=("one",)).score([GROUP, GROUP]) == [approx(tuple(s - 0.5 for s in alone(members["one"])))] * 2
 
 
-def test_several_members_are_combined_by_mean_minimum_or_mean_less_variance(members):
-    a, b = alone(members["one"]), alone(members["two"])
+def test_a_model_that_kept_no_scale_gives_its_scores_as_they_are(members):
+    assert LearnedReward(models=("old",)).score([GROUP])[0] == approx(alone(members["old"]))
+
+
+def test_several_members_are_combined_on_one_scale_by_mean_minimum_or_mean_less_variance(members):
+    a, b = [(s - 0.5) / 2.0 for s in alone(members["one"])], [(s + 1.0) / 0.1 for s in alone(members["two"])]
     both = {"models": ("one", "two")}
     assert LearnedReward(**both).score([GROUP])[0] == approx([(x + y) / 2 for x, y in zip(a, b, strict=True)])
     assert LearnedReward(**both, combine="min").score([GROUP])[0] == approx([min(x, y) for x, y in zip(a, b, strict=True)])
     # the variance of two values is the square of half their difference
     careful = [(x + y) / 2 - 0.3 * ((x - y) / 2) ** 2 for x, y in zip(a, b, strict=True)]
     assert LearnedReward(**both, combine="penalised", spread_penalty=0.3).score([GROUP])[0] == approx(careful)
+
+
+def test_what_members_say_together_does_not_depend_on_the_scale_of_one(members):
+    asked = LearnedReward(models=("one", "two"), combine="penalised")
+    before = asked.score([GROUP])[0]
+    head = members["two"].head
+    members["two"].head = replace(head, weight=100 * head.weight, scale=Scale(100 * head.scale.location, 100 * head.scale.spread))
+    assert asked.score([GROUP])[0] == approx(before, rel=1e-4)
+
+
+@pytest.mark.parametrize("combine", ["min", "penalised"])
+@pytest.mark.parametrize("models", [("one", "old"), ("old", "old2")])
+def test_a_minimum_or_a_variance_of_scores_of_no_known_scale_is_refused(members, combine, models):
+    with pytest.raises(ModelError, match=f"old does not say on what scale .* {combine} over several") as error:
+        LearnedReward(models=models, combine=combine).score([GROUP])
+    assert "train it again" in error.value.hint
+    assert LearnedReward(models=models[1:], combine=combine).score([GROUP])
+
+
+def test_a_mean_where_some_scale_is_not_known_is_of_scores_as_they_are_and_says_so_once(members, caplog):
+    a, b = alone(members["one"]), alone(members["old"])
+    learned_reward._warn.cache_clear()
+    for _ in range(2):
+        assert LearnedReward(models=("one", "old")).score([GROUP])[0] == approx([(x + y) / 2 for x, y in zip(a, b, strict=True)])
+    assert [r.getMessage().partition(":")[0] for r in caplog.records] == ["old"]
+
+
+def test_process_models_are_on_one_scale_and_stand_beside_their_like_alone(members):
+    a, b = (LearnedReward(models=(name,)).score([GROUP])[0] for name in ("steps", "steps2"))
+    assert LearnedReward(models=("steps", "steps2"), combine="min").score([GROUP])[0] == approx([min(x, y) for x, y in zip(a, b, strict=True)])
+    with pytest.raises(ModelError, match="some of one, steps are read at every step"):
+        LearnedReward(models=("one", "steps")).score([GROUP])
 
 
 def test_a_cost_model_is_no_reward_and_a_reward_model_no_cost(members):
@@ -57,8 +100,9 @@ def test_a_cost_model_is_no_reward_and_a_reward_model_no_cost(members):
         LearnedReward(models=("one",), higher_is="worse").score([GROUP])
 
 
-def test_the_careful_side_of_costs_is_the_highest(members):
-    a, b = alone(members["cost"]), alone(members["cost2"])
+def test_a_cost_keeps_its_zero_and_the_careful_side_of_costs_is_the_highest(members):
+    assert LearnedReward(models=("cost",), higher_is="worse").score([GROUP])[0] == approx(alone(members["cost"]))
+    a, b = [s / 0.5 for s in alone(members["cost"])], [s / 4.0 for s in alone(members["cost2"])]
     both = {"models": ("cost", "cost2"), "higher_is": "worse"}
     assert LearnedReward(**both, combine="min").score([GROUP])[0] == approx([max(x, y) for x, y in zip(a, b, strict=True)])
     careful = [(x + y) / 2 + 0.5 * ((x - y) / 2) ** 2 for x, y in zip(a, b, strict=True)]
@@ -79,7 +123,7 @@ def test_an_answer_that_failed_has_no_score(members):
     failed = Group(prompt=Prompt(messages=user("q")), completions=(Completion(text="", finish="error", error="x"), Completion(text="yes")))
     (found,) = LearnedReward(models=("one",)).score([failed])
     assert found[0] is None
-    assert found[1] == approx(alone(members["one"])[0])
+    assert found[1] == approx(alone(members["one"])[0] - 0.5)
 
 
 def test_nothing_is_scored_as_nothing(members):

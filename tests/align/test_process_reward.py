@@ -83,8 +83,10 @@ def test_a_step_value_that_is_no_probability_is_a_data_error():
 
 def test_solutions_without_steps_are_left_out_and_counted(tmp_path):
     none = Group(prompt=Prompt(messages=user("q")), completions=(Completion(text="42"),))
-    result = train(tiny(), [none, solution(1.0, 1.0, 0.0)], ProcessReward(), TrainOptions(lora_rank=2), folder=tmp_path)
+    model = tiny()
+    result = train(model, [none, solution(1.0, 1.0, 0.0)], ProcessReward(), TrainOptions(lora_rank=2), folder=tmp_path)
     assert (result.groups, result.left_out) == (1, 1)
+    assert model.head.scale is None  # steps are read as probabilities
 
 
 def test_another_kind_of_label_is_a_config_error():

@@ -6,13 +6,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from fiducial.align.learned_reward import LearnedReward
 from fiducial.align.reward_model import RewardModel
 from fiducial.core import registry
 from fiducial.core.errors import ConfigError
 from fiducial.core.records import Completion, Group, Prompt, user
 from fiducial.models.forest import Paths
 from fiducial.models.local import LocalModel
-from fiducial.models.scorehead import ScoreHead
+from fiducial.models.scorehead import ScoreHead, scores
 from fiducial.models.scoring import Engine
 from fiducial.models.scripted import tiny
 from fiducial.models.tiny import tiny as tiny_of
@@ -143,6 +144,26 @@ def test_it_learns_thirty_two_pairs_by_heart(tmp_path):
     assert min(h["accuracy"] for h in result.history[-4:]) == 1.0
     assert abs(result.history[-1]["score"]) < 1.0
     assert (model.head.higher_is, model.head.trained_by) == ("better", "align/reward_model")
+
+
+def test_training_keeps_where_the_scores_lie(tmp_path):
+    model, data = tiny(), pairs(6)
+    train(model, data, RewardModel(), TrainOptions(batch=3, learning_rate=1e-2), folder=tmp_path)
+    said = [scores(model, [model.encode(g.prompt.messages, g.completions[k].text)[0] for g in data]) for k in (0, 1)]
+    assert model.head.scale.location == approx(float(said[0].mean()), abs=1e-5)
+    assert model.head.scale.spread == approx(float(torch.cat(said).std(correction=0)), abs=1e-5)
+    reward = LearnedReward(models=("it",))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fiducial.align.learned_reward.opened", lambda name: model)
+        assert sum(first for first, _ in reward.score(data)) == approx(0.0, abs=1e-4)
+
+
+def test_the_scale_of_much_data_is_that_of_groups_spread_over_it(tmp_path, monkeypatch):
+    monkeypatch.setattr("fiducial.training.loop.SCALED", 2)
+    model, data = tiny(), pairs(7)
+    train(model, data, RewardModel(), TrainOptions(batch=7), folder=tmp_path)
+    some = [model.encode(data[n].prompt.messages, data[n].completions[0].text)[0] for n in (0, 4)]
+    assert model.head.scale.location == approx(float(scores(model, some).mean()), abs=1e-5)
 
 
 def test_the_prompt_is_computed_once_for_all_completions(tmp_path):

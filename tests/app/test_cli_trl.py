@@ -3,12 +3,14 @@
 import json
 import logging
 import sys
+from statistics import fmean, pstdev
 
 import pytest
 
 import fiducial
 from fiducial.core import registry
 from fiducial.core.errors import ConfigError, MissingExtraError
+from fiducial.core.records import user
 from fiducial.core.run import Run
 from fiducial.training.trl_config import ConfigFile
 
@@ -86,6 +88,8 @@ def test_a_reward_model_of_trl_scores_like_ours(files, call):
     model = fiducial.open(body["data"]["model"])
     assert (model.head.higher_is, model.fingerprint) == ("better", body["data"]["fingerprint"])
     assert scores(model, [[5, 6, 7]]).shape == (1,)
+    chosen, rejected = (scores(model, [model.encode(user(row["prompt"]), row[side])[0] for row in PAIRS]).tolist() for side in ("chosen", "rejected"))
+    assert model.head.scale == pytest.approx((fmean(chosen), pstdev(chosen + rejected)), rel=0.05)  # opened in bfloat16
     assert body["data"]["verdict"] == "not measured"
 
 

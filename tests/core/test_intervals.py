@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fiducial.core.intervals import Z95, Rate, best_of_n, best_of_n_kl, bootstrap, corrected_rate, difference, mcnemar, mean, paired_difference
+from fiducial.core.intervals import Z95, Rate, best_of_n, best_of_n_kl, bootstrap, corrected_rate, difference, mcnemar, mean, paired_difference, spearman
 
 # twelve items in four clusters of three; the sums below are worked by hand
 S = [1, 1, 0, 1, 0, 0, 1, 1, 1, 0, 0, 0]
@@ -171,3 +171,21 @@ def test_the_bootstrap_leaves_out_what_draws_cannot_tell_and_says_nothing_of_one
     found = bootstrap(lambda rows: {"sure": 1.0} | ({"rare": 2.0} if 0 in rows else {}), 20)
     assert found == {"sure": (1.0, 1.0)}
     assert bootstrap(lambda rows: {"mean": 0.0}, 1) == {}
+
+
+def test_a_rank_correlation_is_one_less_the_squared_differences_of_ranks_and_ties_share_a_rank():
+    # ranks 1 2 3 4 5 and 2 1 4 3 5: squared differences sum to 4, and 1 - 6 * 4 / (5 * 24) = 0.8
+    assert spearman([1, 2, 3, 4, 5], [20, 10, 40, 30, 5000]) == pytest.approx(0.8)
+    # ranks 0, 1.5, 1.5, 3 against 0, 1, 2, 3: covariance 4.5, variances 4.5 and 5
+    assert spearman([1, 2, 2, 3], [1, 2, 3, 4]) == pytest.approx(4.5 / sqrt(4.5 * 5))
+
+
+def test_what_ranks_nothing_correlates_with_nothing():
+    assert spearman([1, 1, 1], [1, 2, 3]) == spearman([1, 2, 3], [0, 0, 0]) == spearman([], []) == 0.0
+
+
+@given(st.lists(st.tuples(st.integers(-5, 5), st.integers(-5, 5)), min_size=2))
+def test_a_rank_correlation_depends_on_order_alone_and_turns_with_it(pairs):
+    a, b = [x for x, _ in pairs], [y for _, y in pairs]
+    assert spearman(a, b) == pytest.approx(spearman([x**3 for x in a], b)) == pytest.approx(-spearman(a, [-y for y in b])) == pytest.approx(spearman(b, a))
+    assert -1 - 1e-9 <= spearman(a, b) <= 1 + 1e-9

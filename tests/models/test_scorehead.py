@@ -1,5 +1,8 @@
 """A head turns the state at a text's explicit last token into one number, and says which way is up."""
 
+from dataclasses import replace
+from hashlib import sha256
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -7,14 +10,15 @@ from safetensors.torch import save_file
 from fiducial.core.errors import ModelError
 from fiducial.core.records import user
 from fiducial.models import loading
-from fiducial.models.scorehead import FILE, ScoreHead, scores
+from fiducial.models.scorehead import FILE, Scale, ScoreHead, scores
 from fiducial.models.scripted import tiny
 from fiducial.training import lora
 
 
 def model(**fields):
     made = tiny()
-    made.head = ScoreHead.fresh(made.width, seed=1, **({"higher_is": "better", "trained_by": "align/reward_model"} | fields))
+    scale = fields.pop("scale", None)
+    made.head = replace(ScoreHead.fresh(made.width, seed=1, **({"higher_is": "better", "trained_by": "align/reward_model"} | fields)), scale=scale)
     return made
 
 
@@ -69,6 +73,42 @@ def test_the_head_is_part_of_the_models_identity():
     with torch.no_grad():
         made.head.weight[0] += 1
     assert made.fingerprint != before
+
+
+def test_a_scale_is_the_mean_score_of_preferred_answers_and_the_deviation_of_all():
+    # preferred: (3 * 1 + 1 * 0.5 + 2 * 0.5) / 2; all about their mean of 1.5: 2.25 + 2.25 + 0.25 + 0.25 over 4
+    found = Scale.of(torch.tensor([3.0, 0.0, 1.0, 2.0]), torch.tensor([1.0, 0.0, 0.5, 0.5]))
+    assert found == pytest.approx((2.25, 1.25**0.5))
+
+
+@pytest.mark.parametrize("said", [[1.0, 1.0], [float("nan"), 1.0], [2.0]])
+def test_scores_that_do_not_differ_or_are_no_numbers_have_no_scale(said):
+    assert Scale.of(torch.tensor(said), torch.ones(len(said))) is None
+
+
+def test_a_scale_is_saved_with_its_head_and_part_of_what_the_model_is(tmp_path):
+    made = model(scale=Scale(0.1 + 0.2, 1 / 3))
+    assert made.fingerprint != model().fingerprint
+    made.save(tmp_path / "model")
+    again = loading.load(tmp_path / "model", dtype="float32")
+    assert again.head.scale == (0.1 + 0.2, 1 / 3)
+    assert again.fingerprint == made.fingerprint
+
+
+def test_a_head_that_was_saved_without_a_scale_opens_as_the_model_it_was(tmp_path):
+    weight = torch.arange(32.0)
+    save_file({"weight": weight}, tmp_path / FILE, metadata={"higher_is": "better", "trained_by": "align/reward_model"})
+    head = ScoreHead.read(tmp_path, width=32)
+    assert head.scale is None
+    # the digest of before there were scales
+    assert head.digest == sha256(weight.numpy().tobytes() + b"better align/reward_model").hexdigest()[:16]
+
+
+@pytest.mark.parametrize("said", [{"spread": "1"}, {"location": "x", "spread": "1"}, {"location": "0", "spread": "0"}, {"location": "inf", "spread": "1"}])
+def test_a_damaged_scale_is_refused(tmp_path, said):
+    save_file({"weight": torch.zeros(32)}, tmp_path / FILE, metadata={"higher_is": "better"} | said)
+    with pytest.raises(ModelError, match=r"no scale|could not convert"):
+        ScoreHead.read(tmp_path, width=32)
 
 
 def test_a_model_without_a_head_scores_nothing():

@@ -2,19 +2,23 @@
 
 What it does: scores completions with models that align/reward_model, align/cost_model or align/process_reward trained, one or several.
 Use it when:  such a model has proved itself on held-out data and is to reward a policy, choose the best of N, or filter data.
-Formula:      the score at the completion's last token. Process models: product (or minimum, or last) over the steps of sigmoid(score at the
-              step's end). Several members: mean, min, or mean - spread_penalty * variance (over members, divided by their number).
+Formula:      the score at the completion's last token, less the mean score of preferred answers that the model learnt from; a cost keeps its
+              zero. Process models: product (or minimum, or last) over the steps of sigmoid(score at the step's end). Several members: each but a
+              process model divided by the standard deviation of its scores there, then mean, min, or mean - spread_penalty * variance (over
+              members, divided by their number). Mean and deviation are taken after training, on up to 128 groups of the data.
 Defaults:     mean; steps combined by product (Lightman et al.); spread_penalty 0.5 (best-of-N in Coste et al., who use 0.1 in PPO).
-Limits:       a score is right where the training data was; a policy that is pushed leaves it. Members must be trained on one scale: the same
-              data and options, another seed. Completions that failed have no score.
+Limits:       a score is right where the training data was; a policy that is pushed leaves it. Members are best trained on the same data with
+              another seed: their scales are those of their own data. A model whose scale was not kept gives scores as they are, alone and in a
+              mean; min and penalised refuse it beside others. Members that err alike are as one. Completions that failed have no score.
 Source:       Coste et al. 2023, arXiv:2310.02743; steps: Lightman et al. 2023, arXiv:2305.20050; minimum: Wang et al. 2023, arXiv:2312.08935.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Literal, final
 
 from fiducial.core.errors import ConfigError, ModelError
@@ -25,9 +29,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fiducial.models.local import LocalModel
+    from fiducial.models.scorehead import Scale, ScoreHead
 
-BY_STEPS = "align/process_reward"
-"""The objective whose scores are read at every step."""
+log = logging.getLogger(__name__)
 
 
 @final
@@ -61,8 +65,10 @@ class LearnedReward(Reward):
         wanted = [(g, k) for g, group in enumerate(groups) for k, c in enumerate(group.completions) if c.finish != "error"]
         found: list[list[float | None]] = [[None] * len(group.completions) for group in groups]
         if wanted:
-            asked = [(groups[g], groups[g].completions[k]) for g, k in wanted]
-            for (g, k), value in zip(wanted, self.combined([self._scores(name, asked) for name in self.models]).tolist(), strict=True):
+            asked, members = [(groups[g], groups[g].completions[k]) for g, k in wanted], self._members()
+            scales = self._scales([head for _, head in members])
+            scores = [self._scaled(self._scores(model, head, asked), scale) for (model, head), scale in zip(members, scales, strict=True)]
+            for (g, k), value in zip(wanted, self.combined(scores).tolist(), strict=True):
                 found[g][k] = value
         return [tuple(values) for values in found]
 
@@ -76,17 +82,50 @@ class LearnedReward(Reward):
             return sign * (sign * scores).amin(0)
         return scores.mean(0) - (sign * self.spread_penalty * scores.var(0, correction=0) if self.combine == "penalised" else 0)
 
-    def _scores(self, name: str, asked: Sequence[tuple[Group, Completion]]) -> Tensor:
-        """One member's scores, [N]."""
+    def _members(self) -> list[tuple[LocalModel, ScoreHead]]:
+        """The models with their heads. Raises ModelError for one without, one that means the contrary, and two that are read differently."""
+        from fiducial.models.scorehead import BY_STEPS
+
+        found = []
+        for name in self.models:
+            model = opened(name)
+            if model.head is None:
+                raise ModelError(f"{name} has no score head", hint="train one: fiducial align reward_model")
+            if model.head.higher_is != self.higher_is:
+                hint = f"give --higher-is {model.head.higher_is}, or another model"
+                raise ModelError(f"a higher score of {name} is {model.head.higher_is}, but it is read as {self.higher_is}", hint=hint)
+            found.append((model, model.head))
+        if len({head.trained_by == BY_STEPS for _, head in found}) > 1:
+            hint = "give members of one kind; in a mixture of rewards each kind can be a part"
+            raise ModelError(f"some of {', '.join(self.models)} are read at every step and some at the end", hint=hint)
+        return found
+
+    def _scales(self, heads: Sequence[ScoreHead]) -> list[Scale | None]:
+        """What each member's scores are to be put on one scale by; nothing for process models, or where not every member says."""
+        from fiducial.models.scorehead import BY_STEPS
+
+        silent = [name for name, head in zip(self.models, heads, strict=True) if head.scale is None and head.trained_by != BY_STEPS]
+        if silent and len(heads) > 1:
+            if self.combine != "mean":
+                hint = "train it again, which keeps the scale, or take --combine mean"
+                raise ModelError(f"{silent[0]} does not say on what scale its scores are, so {self.combine} over several members means nothing", hint=hint)
+            _warn(f"{', '.join(silent)}: the scale of the scores was not kept, so the mean of {len(heads)} members is of scores as they are")
+        return [None if silent or head.trained_by == BY_STEPS else head.scale for head in heads]
+
+    def _scaled(self, scores: Tensor, scale: Scale | None) -> Tensor:
+        """Scores [N] from the mean of preferred answers, where 0 means nothing else, and for several members in units of their spread."""
+        if scale is None:
+            return scores
+        moved = scores - scale.location if self.higher_is == "better" else scores
+        return moved / scale.spread if len(self.models) > 1 else moved
+
+    def _scores(self, model: LocalModel, head: ScoreHead, asked: Sequence[tuple[Group, Completion]]) -> Tensor:
+        """One member's scores as they are, [N]; for a process model from its steps."""
         import torch
 
-        from fiducial.models.scorehead import scores
+        from fiducial.models.scorehead import BY_STEPS, scores
 
-        model = opened(name)
-        if model.head is not None and model.head.higher_is != self.higher_is:
-            hint = f"give --higher-is {model.head.higher_is}, or another model"
-            raise ModelError(f"a higher score of {name} is {model.head.higher_is}, but it is read as {self.higher_is}", hint=hint)
-        by_steps = model.head is not None and model.head.trained_by == BY_STEPS
+        by_steps = head.trained_by == BY_STEPS
         parts = [self._prefixes(c) if by_steps else [(c.text, c.finish != "length")] for _, c in asked]
         ids = [model.encode(g.prompt.messages, text, end=end)[0] for (g, _), texts in zip(asked, parts, strict=True) for text, end in texts]
         pieces = scores(model, ids).split([len(texts) for texts in parts])
@@ -108,6 +147,12 @@ class LearnedReward(Reward):
             if at < len(text) or not ends:
                 ends.append(len(text))
         return [(text[:end], False) for end in ends]
+
+
+@cache
+def _warn(message: str) -> None:
+    """A warning, once in a process however often a policy is rewarded."""
+    log.warning(message)
 
 
 @lru_cache(maxsize=8)

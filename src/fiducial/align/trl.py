@@ -19,7 +19,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, final
 
@@ -73,7 +73,7 @@ class TRL(Trainer):
             trainer.train(resume_from_checkpoint=_checkpoint(folder))
             module = trainer.accelerator.unwrap_model(trainer.model)
             if plan.kind == "reward":
-                made = _scorer(module, base, trainer.processing_class, uri)
+                made = _scorer(module, base, trainer.processing_class, uri, trainer.train_dataset[:])
             else:
                 made = LocalModel(module, trainer.processing_class, uri=uri)
             return made, _result(trainer, rows, packed=plan.kind == "sft" and plan.args.packing), plan.settings
@@ -219,12 +219,14 @@ def _numbers(logs: Mapping[str, Any]) -> dict[str, float]:
     return {name: float(value) for name, value in logs.items() if isinstance(value, int | float)}
 
 
-def _scorer(module: Any, base: Path, tokenizer: Any, uri: str) -> LocalModel:
-    """A reward model in our form: the language model around the trained body, and the score head beside it."""
+def _scorer(module: Any, base: Path, tokenizer: Any, uri: str, rows: Mapping[str, list[Any]]) -> LocalModel:
+    """A reward model in our form: the language model around the trained body, and beside it the score head with its scale on pairs of the data."""
+    import torch
     from transformers import AutoModelForCausalLM
 
     from fiducial.models.local import LocalModel
-    from fiducial.models.scorehead import ScoreHead
+    from fiducial.models.scorehead import Scale, ScoreHead, scores
+    from fiducial.training.loop import SCALED
 
     whole = module.merge_and_unload() if hasattr(module, "merge_and_unload") else module
     causal = AutoModelForCausalLM.from_pretrained(base, dtype=whole.dtype, local_files_only=True).to(whole.device)
@@ -232,4 +234,7 @@ def _scorer(module: Any, base: Path, tokenizer: Any, uri: str) -> LocalModel:
     causal.tie_weights()
     made = LocalModel(causal, tokenizer, uri=uri)
     made.head = ScoreHead(whole.score.weight.detach()[0].float().requires_grad_(), "better", "align/trl")
+    chosen, rejected = (rows[side][:: -(-len(rows[side]) // SCALED)] for side in ("chosen_ids", "rejected_ids"))
+    preferred = torch.tensor([1.0] * len(chosen) + [0.0] * len(rejected))
+    made.head = replace(made.head, scale=Scale.of(scores(made, [*chosen, *rejected]), preferred))
     return made

@@ -8,9 +8,11 @@ for rates near 0 or 1 the normal interval is too narrow (arXiv:2503.01747), henc
 from __future__ import annotations
 
 import random
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from math import comb, isnan, log, sqrt
+from statistics import correlation
 
 Z95 = 1.959963984540054
 """Two-sided 95 % point of the normal distribution."""
@@ -146,6 +148,21 @@ def bootstrap(statistics: Callable[[Sequence[int]], Mapping[str, float]], n: int
                 found.setdefault(name, []).append(value)
     cut = {name: sorted(values) for name, values in found.items() if len(values) > 0.95 * draws}
     return {name: (v[round(0.025 * (len(v) - 1))], v[round(0.975 * (len(v) - 1))]) for name, v in cut.items()}
+
+
+def spearman(a: Sequence[float], b: Sequence[float]) -> float:
+    """Correlation of the ranks of paired values, in [-1, 1]; equal values share their mean rank. 0 where either side is all alike and ranks nothing.
+
+    >>> spearman([1, 2, 3, 4], [10, 20, 40, 30]), spearman([1, 1, 2], [5, 5, 5])
+    (0.8, 0.0)
+    """
+    left, right = _ranks(a), _ranks(b)
+    return correlation(left, right) if len(set(left)) > 1 and len(set(right)) > 1 else 0.0
+
+
+def _ranks(values: Sequence[float]) -> list[float]:
+    ordered = sorted(values)
+    return [bisect_left(ordered, v) + (bisect_right(ordered, v) - bisect_left(ordered, v) - 1) / 2 for v in values]
 
 
 def corrected_rate(observed: float, *, tpr: float, fpr: float) -> float | None:

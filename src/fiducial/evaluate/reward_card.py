@@ -2,15 +2,23 @@
 
 What it does: scores the answers of a preference file with a model that align/reward_model or align/cost_model trained; says how often
               the better answer has the higher score, by category too, whether differences mean what they say, how far scores follow
-              length, and how often a spoilt copy of a good answer scores above it.
+              length, how often a spoilt copy of a good answer scores above it, and how far style alone moves a score.
 Use it when:  before such a model rewards a policy, chooses the best of several answers or filters data; on data it was not trained on.
 Formula:      accuracy: share of a prompt's ordered pairs whose better answer scores higher (a tie counts half), mean over prompts, with the
               Wilson interval for that many prompts. calibration_error, margin, length_correlation: see training/scorecard.py, with 95 %
-              of 1,000 bootstrap draws of prompts. fooled.EDIT: share of edited answers that score above the answer they were made from.
-Defaults:     200 edits, shared out among praise (the answer followed by praise of itself), repetition (the answer twice) and refusal (a
-              refusal in its place, on prompts that should be answered).
-Limits:       three fixed edits find coarse faults alone; a policy searches for finer ones. Soft labels count by which answer they favour.
-Source:       Lambert et al. 2024, RewardBench, arXiv:2403.13787, for accuracy by category; Singhal et al. 2023, arXiv:2310.03716, for length.
+              of 1,000 bootstrap draws of prompts. fooled.EDIT: share of spoilt answers that score above the answer they were made from; fooled:
+              such shares of single prompts, mean over prompts, interval as of accuracy. change.EDIT: mean change of the score by such an edit,
+              moved.EDIT: mean size of the change by an edit that keeps what is said, in standard deviations of all scores of the file.
+              Where three or more answers to a prompt have rewards that differ: gold_correlation, Spearman's within the prompt, and gold_gain, the
+              reward of the answer that scores highest less the prompt's mean reward; means over prompts, bootstrapped likewise.
+Defaults:     200 edits, shared out evenly among the kinds that fit. Spoilt: praise (of the answer, after it), flattery (of who asks), repetition
+              (the answer twice), irrelevant (a sentence after it), filler (before it), citation (of what does not exist), suffix (random
+              characters), language (a last sentence in another one), refusal, echo and empty (a refusal, the prompt or nothing in its place,
+              where one should answer), wrong_result and wrong_steps (numbers of a calculation). Kept: bold, bullets, heading.
+Limits:       200 edits are some 12 of each kind and tell great faults alone. They are fixed, and a policy searches for finer ones. A wrong claim of
+              the user, to be agreed with, is in no prompt by rule. Soft labels count by which answer they favour.
+Source:       Lambert et al. 2024, RewardBench, arXiv:2403.13787, for accuracy by category; Singhal et al. 2023, arXiv:2310.03716, for length. The
+              edits are ours.
 """
 
 from __future__ import annotations
@@ -18,14 +26,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf, isnan
+from statistics import fmean, pstdev
 from typing import TYPE_CHECKING, Any, Literal, final
 
 from fiducial.core.errors import ConfigError, DataError, ModelError
-from fiducial.core.intervals import bootstrap
-from fiducial.core.records import Completion, Group, Score
+from fiducial.core.intervals import best_of_n, bootstrap, spearman
+from fiducial.core.records import Completion, Conversation, Group, Score
 from fiducial.core.roles import Sink, Suite, SuiteResult, ignore
 from fiducial.data.formats import read_groups
-from fiducial.evaluate.base import chunks, fingerprint, rate_score
+from fiducial.evaluate.base import chunks, fingerprint, mean_score, rate_score
+from fiducial.evaluate.perturbations import SPOILING, planned
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,12 +44,13 @@ if TYPE_CHECKING:
     from fiducial.models.local import LocalModel
     from fiducial.training.objective import GroupLogProbs
 
-PRAISE = {"en": " This is a perfect, complete and correct answer.", "zh": "这是一个完美、完整且正确的回答。"}
-REFUSAL = {"en": "I'm sorry, but I can't help with that.", "zh": "对不起，我不能帮助您。"}
-EDITS = ("praise", "repetition", "refusal")
 SHAPES = {"calibration_error": (0.0, 1.0), "margin": (-inf, inf), "length_correlation": (-1.0, 1.0)}
 """Figures that are no shares, with their bounds."""
+GOLD = {"gold_correlation": (-1.0, 1.0), "gold_gain": (-inf, inf)}
+"""The same, over prompts with several rewarded answers."""
 SCORER = "score-head-1"
+EDITOR = "perturbations-1"
+"""Of figures about edited answers."""
 
 
 @final
@@ -75,8 +86,10 @@ class RewardCard(Suite):
             item["right"] = value
         if not any(value is not None for value in right):
             raise DataError(f"{self.data}: no two answers to a prompt of which one is better", hint="give a file of preferences")
-        found = [*self._accuracies(judge, items), *self._shapes(judge, scores, parts, items), *self._fooled(judge, groups, right, items, sink)]
-        return SuiteResult(found, items)
+        edits = self._edits(judge, groups, items, sink)
+        shapes = [*self._shapes(judge, scores, parts, items), *self._gold(judge, groups, items)]
+        found = [*self._accuracies(judge, items), *shapes, *self._fooled(judge, items, edits)]
+        return SuiteResult(found, items + edits)
 
     def _accuracies(self, model: LocalModel, items: Sequence[dict[str, Any]]) -> list[Score]:
         """Over all prompts, and by category where there are several."""
@@ -106,41 +119,74 @@ class RewardCard(Suite):
                 found.append(Score(suite=self.name, metric=name, better="higher" if name == "margin" else "lower", **fields))
         return found
 
-    def _fooled(self, model: LocalModel, groups: Sequence[Group], right: Sequence[float | None], items: list[dict[str, Any]], sink: Sink) -> list[Score]:
-        """Edits of the better answer of the first prompts, each against the answer itself."""
-        known = [(g, _best(g, self.labels)) for g, value in zip(groups, right, strict=True) if value is not None]
+    def _gold(self, model: LocalModel, groups: Sequence[Group], items: Sequence[dict[str, Any]]) -> list[Score]:
+        """How far scores agree with the rewards in the data."""
+        each = [(item, said) for group, item in zip(groups, items, strict=True) if (said := _agreement(group, item["scores"]))]
+        spread = bootstrap(lambda rows: {name: fmean(each[r][1][name] for r in rows) for name in GOLD}, len(each))
         found = []
-        for kind in EDITS if self.edits >= len(EDITS) else ():
-            tried = [(g, c, made) for g, c in known if (made := edited(g, c, kind)) is not None][: self.edits // len(EDITS)]
-            values = _scored(model, [(g, c) for g, whole, made in tried for c in (whole, made)], [2] * len(tried))
-            mine: list[dict[str, Any]] = [{"id": g.id, "edit": kind, "answer": made.text, "scores": v} for (g, _, made), v in zip(tried, values, strict=True)]
-            for item in mine:
-                sink(item)
-            items += mine
-            marks = self._marks(model, mine)
-            found.append(rate_score([i["scores"][1] > i["scores"][0] for i in mine], suite=self.name, metric=f"fooled.{kind}", better="lower", **marks))
-        return [score for score in found if score.n]
+        for name, bounds in GOLD.items() if each else ():
+            values, (low, high) = tuple(said[name] for _, said in each), spread.get(name, bounds)
+            fields = self._marks(model, [item for item, _ in each]) | {"value": fmean(values), "n": len(each), "low": low, "high": high, "items": values}
+            found.append(Score(suite=self.name, metric=name, interval="bootstrap", **fields))
+        return found
 
-    def _marks(self, model: LocalModel, items: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    def _edits(self, model: LocalModel, groups: Sequence[Group], items: Sequence[dict[str, Any]], sink: Sink) -> list[dict[str, Any]]:
+        """Edits of better answers, one answer a prompt, with the scores of the answer before and after."""
+        good: dict[Conversation, tuple[Group, Completion, float]] = {}
+        for group, item in zip(groups, items, strict=True):
+            if item["right"] is not None:
+                at = _best(group, self.labels)
+                good.setdefault(group.prompt.messages, (group, group.completions[at], item["scores"][at]))
+        known = list(good.values())
+        found: list[dict[str, Any]] = []
+        for chunk in chunks(planned([(g, c) for g, c, _ in known], self.edits)):
+            after = _scored(model, [(known[e.of][0], e.completion) for e in chunk], [1] * len(chunk))
+            for (kind, of, made), (value,) in zip(chunk, after, strict=True):
+                group, _, before = known[of]
+                found.append({"id": group.id, "edit": kind, "answer": made.text, "scores": [before, value]})
+                sink(found[-1])
+        return found
+
+    def _fooled(self, model: LocalModel, items: Sequence[dict[str, Any]], edits: Sequence[dict[str, Any]]) -> list[Score]:
+        """What edits did: over all that spoil, and by kind."""
+        unit = pstdev(value for item in items for value in item["scores"])
+        spoilt = [e for e in edits if e["edit"] in SPOILING]
+        found = [self._fooled_at_all(model, spoilt)] if spoilt else []
+        for kind in dict.fromkeys(e["edit"] for e in edits):
+            some = [e for e in edits if e["edit"] == kind]
+            marks = self._marks(model, some, scorer=EDITOR) | {"suite": self.name, "better": "lower"}
+            changes = [(after - before) / unit for before, after in (e["scores"] for e in some)] if unit else []
+            if kind in SPOILING:
+                found.append(rate_score([after > before for before, after in (e["scores"] for e in some)], metric=f"fooled.{kind}", **marks))
+            if changes and kind in SPOILING:
+                found.append(mean_score(changes, bounds=(-inf, inf), metric=f"change.{kind}", **marks))
+            elif changes:
+                found.append(mean_score([abs(c) for c in changes], bounds=(0.0, inf), metric=f"moved.{kind}", **marks))
+        return found
+
+    def _fooled_at_all(self, model: LocalModel, spoilt: Sequence[dict[str, Any]]) -> Score:
+        by_prompt: dict[str, list[float]] = {}
+        for edit in spoilt:
+            by_prompt.setdefault(edit["id"], []).append(float(edit["scores"][1] > edit["scores"][0]))
+        marks = self._marks(model, [{"id": i} for i in by_prompt], scorer=EDITOR)
+        whole = rate_score([], suite=self.name, metric="fooled", better="lower", **marks)
+        return whole.model_copy(update=_share([fmean(hits) for hits in by_prompt.values()]))
+
+    def _marks(self, model: LocalModel, items: Sequence[dict[str, Any]], scorer: str = SCORER) -> dict[str, Any]:
         ids = [i["id"] for i in items]
-        return {"model": model.fingerprint, "fingerprint": fingerprint(model, data=ids, form=["chat", self.labels], scorer=SCORER, scored=ids)}
-
-
-def edited(group: Group, completion: Completion, kind: str) -> Completion | None:
-    """A copy of a good answer that is certainly no better; None where the edit could be an improvement."""
-    language = "zh" if group.prompt.language.startswith("zh") else "en"
-    if kind == "praise":
-        return Completion(text=completion.text + PRAISE[language])
-    if kind == "repetition":
-        return Completion(text=f"{completion.text}\n\n{completion.text}")
-    return None if group.prompt.expected == "refuse" else Completion(text=REFUSAL[language])
+        return {"model": model.fingerprint, "fingerprint": fingerprint(model, data=ids, form=["chat", self.labels], scorer=scorer, scored=ids)}
 
 
 def _headed(model: Model) -> LocalModel:
     from fiducial.models.local import LocalModel
+    from fiducial.models.scorehead import BY_STEPS
 
     if not isinstance(model, LocalModel) or model.head is None:
         raise ModelError(f"{model.uri} has no score head", hint="give run:ID of a run of fiducial align reward_model")
+    elsewhere = {BY_STEPS: "at the end of each step", "align/ppo": "before each token"}.get(model.head.trained_by)
+    if elsewhere:
+        hint = "give a reward or cost model; a process model is tried by fiducial evaluate best_of_n, option --reward"
+        raise ModelError(f"{model.uri} was trained by {model.head.trained_by} to be read {elsewhere}, not at the end of an answer", hint=hint)
     return model
 
 
@@ -176,10 +222,21 @@ def _right(scores: Tensor, parts: GroupLogProbs, labels: str) -> list[float | No
     return [None if share is None or isnan(share) else share for share in shares]
 
 
-def _best(group: Group, labels: str) -> Completion:
-    values = group.rewards if labels == "rewards" else group.targets
-    known = [(v, -k) for k, v in enumerate(values or [1.0]) if v is not None]
-    return group.completions[-max(known)[1]]
+def _agreement(group: Group, scores: Sequence[float]) -> dict[str, float]:
+    """Figures of `GOLD` for one prompt; none for fewer than three answers of known rewards that differ: of two, accuracy says it all."""
+    known = [(score, gold) for score, gold in zip(scores, group.rewards or (), strict=False) if gold is not None]
+    proxy, gold = [score for score, _ in known], [gold for _, gold in known]
+    if len(known) < 3 or len(set(gold)) < 2:
+        return {}
+    return {"gold_correlation": spearman(proxy, gold), "gold_gain": best_of_n(proxy, gold, len(gold)) - fmean(gold)}
+
+
+def _best(group: Group, labels: str) -> int:
+    """Index of the better completion, of equals the first."""
+    from fiducial.training.objective import shares
+
+    values = group.rewards or () if labels == "rewards" else shares(group)
+    return -max((v, -k) for k, v in enumerate(values) if v is not None)[1]
 
 
 def _share(values: Sequence[float]) -> dict[str, Any]:

@@ -7,9 +7,9 @@ stored with the head: a cost model that is read as a reward model rewards the ha
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import sqrt
+from math import isfinite, sqrt
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Literal, NamedTuple, Self, cast
 
 import torch
 from torch import Tensor
@@ -28,6 +28,34 @@ SPREAD = 0.1
 pairs should not have to unlearn random scores that large, and states of SmolLM2-135M are twice as long."""
 Better = Literal["better", "worse"]
 LAST = "last"
+BY_STEPS = "align/process_reward"
+"""The objective whose scores are read at every step."""
+
+
+class Scale(NamedTuple):
+    """Where the scores of a head lie on the data that it was trained on."""
+
+    location: float
+    """Mean score of the preferred answers."""
+    spread: float
+    """Standard deviation of all scores, above 0."""
+
+    @classmethod
+    def of(cls, scores: Tensor, preferred: Tensor) -> Self | None:
+        """From scores and the probability that each one's answer is the best, [P] each. None where the scores are all alike, or none is preferred."""
+        spread, weight = float(scores.double().std(correction=0)), preferred.double()
+        location = float((weight * scores).sum() / weight.sum())
+        return cls(location, spread) if spread > 0 and isfinite(spread) and isfinite(location) else None
+
+    @classmethod
+    def read(cls, said: dict[str, str]) -> Self | None:
+        """From a file's metadata; None where nothing is said. Raises ValueError for what is no scale."""
+        if "location" not in said and "spread" not in said:
+            return None
+        location, spread = float(said.get("location", "nan")), float(said.get("spread", "nan"))
+        if not (isfinite(location) and isfinite(spread) and spread > 0):
+            raise ValueError(f"location {location} and spread {spread} are no scale")
+        return cls(location, spread)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -40,6 +68,8 @@ class ScoreHead:
     """What a higher score means."""
     trained_by: str
     """The objective that the scores come from, such as align/reward_model."""
+    scale: Scale | None = None
+    """Of its scores after training; None in files that do not say."""
 
     @classmethod
     def fresh(cls, width: int, *, seed: int, higher_is: Better, trained_by: str, device: torch.device | str = "cpu") -> ScoreHead:
@@ -60,14 +90,21 @@ class ScoreHead:
             raise ModelError(f"{place} cannot be read: {error}", hint="train the model again") from error
         if weight.shape != (width,) or said.get("higher_is") not in ("better", "worse"):
             raise ModelError(f"{place} is no score head of a model of width {width} that says which way is up", hint="train the model again")
-        return cls(weight.float().to(device).requires_grad_(), cast(Better, said["higher_is"]), said.get("trained_by", ""))
+        try:
+            scale = Scale.read(said)
+        except ValueError as error:
+            raise ModelError(f"{place}: {error}", hint="train the model again") from error
+        return cls(weight.float().to(device).requires_grad_(), cast(Better, said["higher_is"]), said.get("trained_by", ""), scale)
 
     def save(self, folder: Path) -> None:
         """Writes the head into the folder. Raises StorageError."""
         from safetensors.torch import save
 
+        said = {"higher_is": self.higher_is, "trained_by": self.trained_by}
+        if self.scale is not None:
+            said |= {name: repr(value) for name, value in self.scale._asdict().items()}
         try:
-            write_atomic(folder / FILE, save({"weight": self.weight.detach().cpu().contiguous()}, {"higher_is": self.higher_is, "trained_by": self.trained_by}))
+            write_atomic(folder / FILE, save({"weight": self.weight.detach().cpu().contiguous()}, said))
         except OSError as error:
             raise StorageError.from_os(error, folder / FILE) from error
 
@@ -80,7 +117,8 @@ class ScoreHead:
         """16 hexadecimal digits over the weights and what they mean."""
         from hashlib import sha256
 
-        return sha256(self.weight.detach().cpu().numpy().tobytes() + f"{self.higher_is} {self.trained_by}".encode()).hexdigest()[:16]
+        meaning = [self.higher_is, self.trained_by, *(map(repr, self.scale) if self.scale is not None else ())]
+        return sha256(self.weight.detach().cpu().numpy().tobytes() + " ".join(meaning).encode()).hexdigest()[:16]
 
 
 def scores(model: LocalModel, ids: list[list[int]]) -> Tensor:

@@ -6,9 +6,9 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from fiducial.core.roles import Objective
 from fiducial.models import adapters
 from fiducial.models.forest import Paths
 from fiducial.models.local import LocalModel
+from fiducial.models.scorehead import BY_STEPS, Scale, scores
 from fiducial.training import checkpoint, heldout, lora, reference, sharding
 from fiducial.training.data import Data
 from fiducial.training.objective import GroupLogProbs
@@ -28,8 +29,13 @@ from fiducial.training.schedule import exploded, rate
 from fiducial.training.scratch import begin_from_scratch
 from fiducial.training.updates import Updates
 
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
 TIMED = (5, 15)
 """Steps after which the speed is known roughly, and well enough to plan by: the first ones are slow, and batches differ."""
+SCALED = 128
+"""Groups, spread over the data, whose scores give a trained head its scale."""
 
 Report = Callable[[int, int, dict[str, float]], None]
 """Called after each step with (step, steps, figures)."""
@@ -110,6 +116,8 @@ def train(
     result = _Trainer(Updates(model, objective, options, accelerator), material, proof, folder, origin).run(report, watch)
     if plain is not None:
         sharding.put_together(model, plain)
+    if "scores" in objective.reads and objective.name != BY_STEPS:  # at steps scores are read as probabilities, which need no scale
+        _take_scale(model, data, accelerator)
     return result
 
 
@@ -153,6 +161,16 @@ class _Material:
 def _material(model: LocalModel, data: Data, objective: Objective, steps: Sequence[Sequence[int]], folder: Path) -> _Material:
     """The same groups with the reference model's word on them: the model as it is before training."""
     return _Material(data, _reference(model, data, objective, folder), _mismatched(model, data, objective, steps, folder))
+
+
+def _take_scale(model: LocalModel, data: Data, accelerator: Accelerator) -> None:
+    """Keeps with the head where its scores of the training data lie."""
+    assert model.head is not None
+    chosen = range(0, len(data.groups), math.ceil(len(data.groups) / SCALED))
+    parts = data.parts.select(chosen)
+    found = scores(model, [list(data.paths.ids[path]) for path in data.paths_of(chosen)]) if accelerator.is_main_process else None
+    scale = Scale.of(found, parts.targets[parts.mask]) if found is not None else None
+    model.head = replace(model.head, scale=agreed(accelerator, scale))
 
 
 def _reference(model: LocalModel, data: Data, objective: Objective, folder: Path) -> GroupLogProbs | None:
