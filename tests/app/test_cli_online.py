@@ -126,10 +126,10 @@ def test_a_resumed_run_does_not_go_on_with_other_demonstrations(call, tmp_path, 
 
 
 def test_under_a_cost_limit_the_cards_describe_the_step_whose_weights_the_model_has(call, monkeypatch, asked, mine):
-    from fiducial.training import online
+    from fiducial.training import front
 
-    monkeypatch.setattr(online, "front", list)
-    monkeypatch.setattr(online, "best", lambda points, limit: points[0])
+    monkeypatch.setattr(front, "front", list)
+    monkeypatch.setattr(front, "best", lambda points, limit: points[0])
     args = ["--reward", f"{mine}:letters", "--cost", f"{{reward: {mine}:short}}", "--save-every", "1"]
     body, code = call("align", "rloo", "tiny", "--prompts", asked, *args, *FAST, "--epochs", "3")
     assert code == 0, body

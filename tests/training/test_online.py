@@ -18,8 +18,9 @@ from fiducial.core.records import Completion, Group, Prompt, user
 from fiducial.core.roles import Reward
 from fiducial.models.scripted import tiny
 from fiducial.training.constraint import Multiplier
-from fiducial.training.online import Task, learn
+from fiducial.training.online import learn
 from fiducial.training.online_options import OnlineOptions
+from fiducial.training.online_task import Task
 from fiducial.training.options import TrainOptions
 from fiducial.training.rewards import Mixture, Part
 

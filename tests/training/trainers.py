@@ -26,8 +26,9 @@ from fiducial.models.local import LocalModel
 from fiducial.models.scoring import Engine
 from fiducial.models.scripted import tiny
 from fiducial.training.loop import train
-from fiducial.training.online import Task, learn
+from fiducial.training.online import learn
 from fiducial.training.online_options import OnlineOptions
+from fiducial.training.online_task import Task
 from fiducial.training.options import TrainOptions
 from fiducial.training.rewards import Mixture, Part
 
