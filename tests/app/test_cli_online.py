@@ -52,8 +52,9 @@ def test_several_rewards_a_cost_and_demonstrations(call, tmp_path, asked, mine):
     args = ["--reward", f"{mine}:short", "--reward", watched, "--cost", cost, "--demonstrations", shown]
     body, code = call("align", "ppo", "tiny", "--prompts", asked, *args, *FAST, "--updates", "2", "--save-every", "1")
     assert code == 0
-    assert {"reward.short", "reward.brief", "cost", "multiplier", "explained"} <= body["data"]["last"].keys()
+    assert {"reward.short", "reward.brief", "cost", "multiplier", "explained", "cost_explained"} <= body["data"]["last"].keys()
     assert body["data"]["best"]["step"] in (1, 2)
+    assert fiducial.open(body["data"]["model"]).cost_head.trained_by == "align/ppo"
 
 
 def test_a_preference_objective_learns_online_when_it_is_given_prompts(call, asked, mine):

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 FILE = "score_head.safetensors"
 """Beside the weights or the adapter that it belongs to."""
+COST_FILE = "cost_head.safetensors"
+"""The same for the head of the cost, of a model that learnt from rewards under a limit on it."""
 SPREAD = 0.1
 """Standard deviation of a fresh head's scores of states of norm sqrt(D). Huang et al. 2024, arXiv:2403.17031, have 1; a few hundred
 pairs should not have to unlearn random scores that large, and states of SmolLM2-135M are twice as long."""
@@ -48,28 +50,28 @@ class ScoreHead:
         return cls(drawn.to(device).requires_grad_(), higher_is, trained_by)
 
     @classmethod
-    def read(cls, folder: Path, *, width: int, device: torch.device | str = "cpu") -> ScoreHead:
+    def read(cls, folder: Path, file: str = FILE, *, width: int, device: torch.device | str = "cpu") -> ScoreHead:
         """The head in a model's folder. Raises ModelError for one that is damaged, of another model, or does not say which way is up."""
         from safetensors import SafetensorError, safe_open
 
-        place = folder / FILE
+        place = folder / file
         try:
-            with safe_open(place, framework="pt") as file:
-                weight, said = file.get_tensor("weight"), file.metadata() or {}
+            with safe_open(place, framework="pt") as stored:
+                weight, said = stored.get_tensor("weight"), stored.metadata() or {}
         except (OSError, SafetensorError) as error:
             raise ModelError(f"{place} cannot be read: {error}", hint="train the model again") from error
         if weight.shape != (width,) or said.get("higher_is") not in ("better", "worse"):
             raise ModelError(f"{place} is no score head of a model of width {width} that says which way is up", hint="train the model again")
         return cls(weight.float().to(device).requires_grad_(), cast(Better, said["higher_is"]), said.get("trained_by", ""))
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path, file: str = FILE) -> None:
         """Writes the head into the folder. Raises StorageError."""
         from safetensors.torch import save
 
         try:
-            write_atomic(folder / FILE, save({"weight": self.weight.detach().cpu().contiguous()}, {"higher_is": self.higher_is, "trained_by": self.trained_by}))
+            write_atomic(folder / file, save({"weight": self.weight.detach().cpu().contiguous()}, {"higher_is": self.higher_is, "trained_by": self.trained_by}))
         except OSError as error:
-            raise StorageError.from_os(error, folder / FILE) from error
+            raise StorageError.from_os(error, folder / file) from error
 
     def __call__(self, states: Tensor) -> Tensor:
         """Scores [n] of states [n, D], in float32, differentiable."""

@@ -60,6 +60,7 @@ class Multiplier:
 def balanced(reward: float | None, cost: float | None, weight: float) -> float | None:
     """(reward - weight cost) / (1 + weight); None where either is unknown.
 
-    Advantages that are linear in the reward become (A_reward - weight A_cost) / (1 + weight).
+    Advantages that are linear in the reward become (A_reward - weight A_cost) / (1 + weight). A critic would value each balance anew:
+    align/ppo has one for the reward and one for the cost, and balances their advantages.
     """
     return None if reward is None or cost is None else (reward - weight * cost) / (1 + weight)

@@ -110,7 +110,8 @@ def learn(
     if fresh and not added:
         model.module = lora.attach(model.module, rank=options.lora_rank, depth=options.lora_depth, seed=options.seed)
     lora.make_trainable(model.module)
-    updates = Updates(model, objective, options, accelerator, temperature=online.temperature)
+    costed = task.cost is not None and isinstance(objective, SampledObjective) and objective.values_cost
+    updates = Updates(model, objective, options, accelerator, temperature=online.temperature, costed=costed)
     return _Online(updates, task, online, samples.Start(model, updates.trainables, fresh=fresh), folder, origin).run(report, sink)
 
 
@@ -221,10 +222,9 @@ class _Online:
 
     def _under(self, drawn: Data, *, values: bool) -> GroupLogProbs:
         """The drawn tokens under the model as it is now."""
-        head, at = self.model.head if values else None, self.online.temperature
-        each = shared(self.accelerator, range(len(drawn.groups)), lambda mine: samples.per_group(self.model, drawn, mine, temperature=at, head=head))
-        found = torch.cat(each, dim=1)
-        return drawn.parts.with_tokens(found[0], found[1] if head else None)
+        heads, at = self.updates.heads if values else None, self.online.temperature
+        each = shared(self.accelerator, range(len(drawn.groups)), lambda mine: samples.per_group(self.model, drawn, mine, temperature=at, heads=heads))
+        return drawn.parts.with_tokens(*torch.cat(each, dim=1).unbind())
 
     def _figures(self, scored: _Scored) -> dict[str, float]:
         """What is known of a step's samples before anything is learnt from them."""
@@ -241,7 +241,7 @@ class _Online:
 
     def _updated(self, scored: _Scored) -> dict[str, float]:
         """Updates on what can be learnt from: figures of the last one, the share of groups that teach nothing, the answers left out."""
-        drawn, taught = scored.drawn, self._balanced(scored)
+        drawn, taught = scored.drawn, self._taught(scored)
         objective = self.updates.objective
         chosen = [samples.choose(objective, i, g, contrast=labelled(objective)) for i, g in enumerate(taught)]
         picks = [pick for pick in chosen if pick is not None]
@@ -253,6 +253,8 @@ class _Online:
         if valued(objective):
             data = samples.with_given(data, {"value": data.parts.spread(data.parts.rewards)})
         if self.sampled:
+            if self._has_cost_critic:
+                data = samples.with_costs(data, scored.costs, picks, weight=self.multiplier.weight)
             data, before, of_picked = self._lessons(data, scored.old, at, before)
             flat = 1 - (1 - of_picked) * len(picks) / len(taught)
             old = torch.cat([old, torch.zeros(len(before) - len(old))])  # of demonstrations, which no ratio is taken of
@@ -264,11 +266,19 @@ class _Online:
             figures = self.updates.step(taught_by, range(len(data.groups)), rate=now, reference=data.parts.with_tokens(before))
         return figures | {"flat_share": flat, "left_out": float(left_out)}
 
-    def _balanced(self, scored: _Scored) -> list[Group]:
-        """The groups with the rewards that are learnt from: under a cost limit, less the weighed cost."""
+    @property
+    def _has_cost_critic(self) -> bool:
+        """Whether a critic of its own values what answers cost."""
+        return self.model.cost_head is not None
+
+    def _taught(self, scored: _Scored) -> list[Group]:
+        """The groups with the rewards that are learnt from: under a cost limit, of answers whose cost is known, less the weighed cost unless
+        that has a critic of its own.
+        """
         if not self.task.cost:
             return scored.groups
-        weight, groups = self.multiplier.weight, []
+        # to a critic the rewards are as they were said, which a weight of 0 leaves them
+        weight, groups = 0.0 if self._has_cost_critic else self.multiplier.weight, []
         for group, costs in zip(scored.groups, scored.costs, strict=True):
             values = tuple(balanced(r, c, weight) for r, c in zip(group.rewards or (), costs, strict=True))
             groups.append(group.model_copy(update={"rewards": values}))
@@ -280,8 +290,8 @@ class _Online:
         assert old.tokens is not None
         objective: Any = self.sampled  # a dataclass, as every method is
         self.sampled = self.updates.objective = replace(objective, beta=self.pull.beta)
-        values = old.tokens.values[at] if old.tokens.values is not None else None
-        taught = self.sampled.lessons(data.parts.with_tokens(_logp(old)[at], values), data.parts.with_tokens(before), room=self.online.max_tokens)
+        drawn = [read[at] for read in (old.tokens.logp, old.tokens.values, old.tokens.cost_values) if read is not None]
+        taught = self.sampled.lessons(data.parts.with_tokens(*drawn), data.parts.with_tokens(before), room=self.online.max_tokens)
         flat = float(taught.flat.float().mean())
         if not (self.task.demonstrations and self.online.mix):
             return samples.with_given(data, taught.given), before, flat
