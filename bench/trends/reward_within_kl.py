@@ -19,9 +19,10 @@ from gold import CENTRED, MEAN
 from fiducial.align.grpo import GRPO
 from fiducial.align.ppo import PPO
 from fiducial.core.records import Prompt
-from fiducial.training.online import Task, learn
+from fiducial.training.online import learn
 from fiducial.training.online_card import gained
 from fiducial.training.online_options import OnlineOptions
+from fiducial.training.online_task import Task
 from fiducial.training.options import TrainOptions
 from fiducial.training.rewards import FunctionReward, Mixture, Part
 

@@ -45,6 +45,21 @@ def test_the_gradient_pushes_each_token_by_its_answers_advantage_over_its_length
     assert objective.size(group).tolist() == [2.0]
 
 
+def test_with_scale_batch_the_group_is_the_baseline_and_the_whole_step_the_scale():
+    """REINFORCE++ with a baseline; answers of unequal length count alike in the scale, and a group of equal rewards as zeros."""
+    objective = GRPO(beta=0.0, scale="batch")
+    rewards, lengths = [(3.0, 1.0), (10.0, 4.0), (5.0, 5.0)], [[2, 1], [1, 3], [1, 1]]
+    group, reference, found = taught(objective, rewards, lengths, [-1.0] * 9)
+    # less the means 2, 7 and 5: 1, -1, 3, -3, 0, 0, whose mean is 0 and whose sample variance (1 + 1 + 9 + 9) / 5 = 4
+    expected = [0.5, 0.5, -0.5, 1.5, -1.5, -1.5, -1.5, 0.0, 0.0]
+    assert found.given["advantage"].tolist() == approx(expected, abs=1e-6)
+    assert found.flat.tolist() == [False, False, True]
+    logp = torch.full((9,), -1.0, requires_grad=True)
+    objective(group.with_tokens(logp), reference).sum().backward()
+    # each answer's advantage, shared out among its tokens
+    assert logp.grad.tolist() == approx([-0.25, -0.25, 0.5, -1.5, 0.5, 0.5, 0.5, 0.0, 0.0], abs=1e-6)
+
+
 def test_where_no_old_policy_is_known_this_one_drew_the_answers():
     objective = GRPO(beta=0.0)
     _, reference, lessons = taught(objective, [(1.0, 0.0)], [[2, 1]], [-1.0, -2.0, -3.0])

@@ -52,8 +52,9 @@ def test_several_rewards_a_cost_and_demonstrations(call, tmp_path, asked, mine):
     args = ["--reward", f"{mine}:short", "--reward", watched, "--cost", cost, "--demonstrations", shown]
     body, code = call("align", "ppo", "tiny", "--prompts", asked, *args, *FAST, "--updates", "2", "--save-every", "1")
     assert code == 0
-    assert {"reward.short", "reward.brief", "cost", "multiplier", "explained"} <= body["data"]["last"].keys()
+    assert {"reward.short", "reward.brief", "cost", "multiplier", "explained", "cost_explained"} <= body["data"]["last"].keys()
     assert body["data"]["best"]["step"] in (1, 2)
+    assert fiducial.open(body["data"]["model"]).cost_head.trained_by == "align/ppo"
 
 
 def test_a_preference_objective_learns_online_when_it_is_given_prompts(call, asked, mine):
@@ -126,10 +127,10 @@ def test_a_resumed_run_does_not_go_on_with_other_demonstrations(call, tmp_path, 
 
 
 def test_under_a_cost_limit_the_cards_describe_the_step_whose_weights_the_model_has(call, monkeypatch, asked, mine):
-    from fiducial.training import online
+    from fiducial.training import front
 
-    monkeypatch.setattr(online, "front", list)
-    monkeypatch.setattr(online, "best", lambda points, limit: points[0])
+    monkeypatch.setattr(front, "front", list)
+    monkeypatch.setattr(front, "best", lambda points, limit: points[0])
     args = ["--reward", f"{mine}:letters", "--cost", f"{{reward: {mine}:short}}", "--save-every", "1"]
     body, code = call("align", "rloo", "tiny", "--prompts", asked, *args, *FAST, "--epochs", "3")
     assert code == 0, body

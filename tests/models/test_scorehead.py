@@ -50,6 +50,18 @@ def test_a_score_does_not_depend_on_batch_mates_or_on_padding_that_is_the_end_to
     assert (scores(made, texts(made)[::-1]).flip(0) - together).abs().max() < 1e-5
 
 
+def test_a_head_of_the_cost_stands_beside_and_is_part_of_the_fingerprint(tmp_path):
+    made = model(trained_by="align/ppo")
+    alone = made.fingerprint
+    made.cost_head = ScoreHead.fresh(made.width, seed=2, higher_is="worse", trained_by="align/ppo")
+    assert made.fingerprint != alone
+    made.save(tmp_path / "model")
+    again = loading.load(tmp_path / "model", dtype="float32")
+    assert torch.equal(again.cost_head.weight, made.cost_head.weight)
+    assert (again.cost_head.higher_is, again.head.higher_is) == ("worse", "better")
+    assert again.fingerprint == made.fingerprint
+
+
 @pytest.mark.parametrize("rank", [0, 2], ids=["whole", "adapter"])
 def test_a_head_is_saved_and_opened_with_its_model(tmp_path, rank):
     made = model(higher_is="worse", trained_by="align/cost_model")

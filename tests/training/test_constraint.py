@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fiducial.training.advantages import leave_one_out
-from fiducial.training.constraint import Multiplier, Point, balanced, best, front
+from fiducial.training.constraint import Multiplier, balanced
 
 approx = pytest.approx
 
@@ -39,20 +39,6 @@ def test_without_a_cost_nothing_moves():
 def test_a_weight_outside_its_bounds_is_refused():
     with pytest.raises(ValueError, match="got weight 30"):
         Multiplier(weight=30.0)
-
-
-A, B, C, D = Point(1, 1.0, 0.0), Point(2, 2.0, 0.5), Point(3, 1.5, 0.9), Point(4, 3.0, 2.0)
-
-
-def test_the_front_is_what_nothing_beats_in_both():
-    assert front([A, B, C, D]) == [A, B, D]
-    assert front([A, A._replace(step=9)]) == [A]
-
-
-def test_the_best_is_the_most_rewarded_within_the_limit_and_else_the_cheapest():
-    assert best([A, B, C, D], limit=1.0) == B
-    assert best([A, B, C, D], limit=5.0) == D
-    assert best([B, C, D], limit=-1.0) == B
 
 
 def test_cost_is_subtracted_by_its_weight_and_the_sum_kept_in_size():

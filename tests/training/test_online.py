@@ -1,6 +1,8 @@
 """Learning from one's own samples, on a tiny model."""
 
 import math
+from dataclasses import dataclass
+from typing import ClassVar
 
 import pytest
 import torch
@@ -18,9 +20,11 @@ from fiducial.core.records import Completion, Group, Prompt, user
 from fiducial.core.roles import Reward
 from fiducial.models.scripted import tiny
 from fiducial.training.constraint import Multiplier
-from fiducial.training.online import Task, learn
+from fiducial.training.online import learn
 from fiducial.training.online_options import OnlineOptions
+from fiducial.training.online_task import Task
 from fiducial.training.options import TrainOptions
+from fiducial.training.policy_gradient import SampledObjective
 from fiducial.training.rewards import Mixture, Part
 
 PROMPTS = [Prompt(messages=user(text)) for text in ("hello", "why is the sky blue?", "tell me", "what now")]
@@ -285,6 +289,78 @@ def test_under_a_cost_limit_the_multiplier_moves_and_the_best_checkpoint_is_take
 
     stored = load_file(tmp_path / f"front-{result.best.step}.safetensors")
     assert all(torch.equal(value, dict(model.module.named_parameters())[name]) for name, value in stored.items())
+
+
+@pytest.mark.parametrize(("weight", "sign"), [(19.0, -1), (0.02, 1)])
+def test_under_a_cost_limit_the_multiplier_decides_where_ppo_goes(tmp_path, weight, sign):
+    """Reward and cost are the same number, so that only the balance tells what is better."""
+    given = task(cost=Counts(ANY, "cost"), multiplier=Multiplier(limit=-1.0, weight=weight, rate=1e-9))
+    result, _ = ran(tmp_path, PPO(beta=0.01), given, epochs=12, learning_rate=0.1, seed=1, online=ONLINE.model_copy(update={"k": 8}))
+    first, last = ([h["reward"] for h in part] for part in (result.history[:3], result.history[-3:]))
+    assert sign * (sum(last) - sum(first)) / 3 > 0.3
+
+
+def test_only_an_objective_that_values_cost_has_a_critic_of_it(tmp_path):
+    found = {o: ran(tmp_path / o.name, o, task(cost=Counts(ANY, "cost")), epochs=1) for o in (PPO(), RLOO())}
+    (ppo, has), (rloo, has_not) = found.values()
+    assert (has.cost_head.trained_by, has.cost_head.higher_is) == ("align/ppo", "worse")
+    assert has_not.cost_head is None
+    assert "cost_explained" in ppo.history[0].keys() - rloo.history[0].keys()
+    _, without = ran(tmp_path / "b", PPO(), epochs=1, model=has)
+    assert (without.head is has.head, without.cost_head) == (True, None)
+
+
+def test_an_answer_whose_cost_is_unknown_is_left_out_whoever_values_it(tmp_path):
+    for objective in (PPO(), RLOO()):
+        result, _ = ran(tmp_path / objective.name, objective, task(cost=Silent(PLAIN[:80], "cost")), epochs=2)
+        assert 0 < result.left_out < result.answers
+        assert math.isfinite(result.history[-1]["loss"])
+
+
+@dataclass(frozen=True)
+class Merged(SampledObjective):
+    """Reads values, and knows of no cost."""
+
+    reads: ClassVar = ("tokens", "values")
+    seen: ClassVar = []
+    beta: float = 0.0
+
+    def lessons(self, old, reference, *, room):
+        self.seen.append(old)
+        return RLOO(beta=0.0).lessons(old, reference, room=room)
+
+    def surrogate(self, policy, reference):
+        return RLOO(beta=0.0).surrogate(policy, reference)
+
+
+def test_to_any_other_objective_the_rewards_are_less_the_weighed_cost(tmp_path):
+    _, model = ran(tmp_path, Merged(), task(Counts(ANY), cost=Counts(ANY, "cost"), multiplier=Multiplier(limit=-1.0, weight=3.0)), epochs=1)
+    (old,) = Merged.seen
+    assert old.costs is None
+    assert model.cost_head is None
+    # (r - 3 r) / 4, for r that is a number of letters
+    assert set((-2 * old.rewards).flatten().tolist()) <= set(range(7))
+    assert old.rewards.min() < 0
+
+
+class Apart(Merged):
+    """Values the cost by itself."""
+
+    values_cost: ClassVar = True
+    seen: ClassVar = []
+
+
+def test_an_objective_that_values_cost_is_given_rewards_as_they_were_said_each_beside_its_cost(tmp_path):
+    seen = []
+    given = task(Silent(PLAIN[:40]), cost=Counts("aeiou", "cost"), multiplier=Multiplier(limit=-1.0, weight=3.0))
+    ran(tmp_path, Apart(), given, epochs=1, sink=seen.append)
+    (old,) = Apart.seen
+    answers = [(c.text, reward) for group in seen for c, reward in zip(group.completions, group.rewards, strict=True) if reward is not None]
+    assert 0 < len(answers) < 16
+    assert old.rewards[old.mask].tolist() == [reward for _, reward in answers]
+    assert old.costs[old.mask].tolist() == [sum(letter in "aeiou" for letter in text) for text, _ in answers]
+    assert old.cost_weight == 3.0
+    assert old.tokens.cost_values.shape == old.tokens.values.shape == old.tokens.logp.shape
 
 
 def test_weights_that_a_checkpoint_names_are_there_until_the_next_one_stands(tmp_path, monkeypatch):

@@ -21,7 +21,7 @@ ACCELERATE = ("-m", "accelerate.commands.launch", "--config_file", str(CONFIG), 
 WHOLE = (
     *("dpo", "dpo@again", "dpo@online", "sft@full", "dft", "kto", "exo", "plackett_luce", "ipo", "hinge", "robust_dpo", "orpo", "simpo", "apo", "dpop", "cpo"),
     *("rwr", "awr", "unlikelihood", "filtered_pretraining", "conditional_pretraining"),
-    *("reward_model", "cost_model", "process_reward", "rloo", "rloo@cost", "grpo", "ppo"),
+    *("reward_model", "cost_model", "process_reward", "rloo", "rloo@cost", "grpo", "ppo", "ppo@cost"),
 )
 SHARED_OUT = ("dpo", "dpo@again", "dpo@rows", "sft@full", "sft@full@bfloat16", "kto", "reward_model", "awr@full", "rloo")
 

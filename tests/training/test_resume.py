@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from fiducial.core import registry
+from fiducial.models.scorehead import ScoreHead
 
 SCRIPT = Path(__file__).with_name("trainers.py")
 OBJECTIVES = [card.name.partition("/")[2] for card in registry.methods().values() if card.role == "Objective"]
@@ -24,7 +25,7 @@ def interrupt(step, *_):
         raise KilledError
 
 
-@pytest.mark.parametrize("trainer", [*OBJECTIVES, *FULL, "dpo@rows", "dpo@online", "rloo@cost"])
+@pytest.mark.parametrize("trainer", [*OBJECTIVES, *FULL, "dpo@rows", "dpo@online", "rloo@cost", "ppo@cost", "ppo@cost@full"])
 def test_every_objective_goes_on_from_its_checkpoint_to_the_same_weights(trainers, tmp_path, trainer):
     whole = trainers.found(*trainers.go(trainer, tmp_path / "whole"))
     with pytest.raises(KilledError):
@@ -36,8 +37,15 @@ def test_every_objective_goes_on_from_its_checkpoint_to_the_same_weights(trainer
     assert len(whole["history"]) == 5
 
 
+def test_a_critic_of_the_cost_that_a_checkpoint_does_not_have_would_be_noticed(trainers, tmp_path):
+    """What is compared above holds both critics, and both have moved."""
+    found = trainers.found(*trainers.go("ppo@cost", tmp_path))["weights"]
+    fresh = [ScoreHead.fresh(32, seed=seed, higher_is="better", trained_by="x").weight.tolist() for seed in (0, 1)]
+    assert all(found[name] != first for name, first in zip(("head", "cost_head"), fresh, strict=True))
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("trainer", ["dpo", "reward_model", "rloo"])
+@pytest.mark.parametrize("trainer", ["dpo", "reward_model", "rloo", "ppo@cost"])
 def test_kill_minus_nine_while_a_checkpoint_is_written_loses_nothing_but_time(trainers, tmp_path, trainer):
     command = [sys.executable, str(SCRIPT), str(tmp_path / "out.json"), str(tmp_path), "2", trainer]
     killed = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""}, timeout=300)

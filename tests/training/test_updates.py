@@ -32,6 +32,15 @@ class Kept(Objective):
         return policy.summed(policy.per_token + policy.values).sum(1)
 
 
+class Both(Kept):
+    """Has both heads in its loss."""
+
+    seen: ClassVar = []
+
+    def __call__(self, policy, reference=None):
+        return super().__call__(policy) + policy.summed(policy.tokens.cost_values.square()).sum(1)
+
+
 def updates(model, objective, **more):
     lora.make_trainable(model.module)
     return Updates(model, objective, OPTIONS, Accelerator(cpu=True), **more)
@@ -71,6 +80,36 @@ def test_a_head_of_another_objective_is_replaced_and_dropped_where_none_is_read(
     assert updates(model, RewardModel()).model.head.higher_is == "better"
     updates(model, SFT())
     assert model.head is None
+
+
+def test_a_second_head_values_the_cost_where_there_is_one_and_values_are_read():
+    model = tiny()
+    one = updates(model, Kept(), costed=True)
+    assert list(one.heads.named) == ["score_head.weight", "cost_head.weight"]
+    assert not torch.equal(model.head.weight, model.cost_head.weight)
+    assert (model.head.higher_is, model.cost_head.higher_is) == ("better", "worse")
+    assert list(updates(model, RewardModel(), costed=True).heads.named) == ["score_head.weight"]
+    assert model.cost_head is None
+
+
+@pytest.mark.parametrize("backend", ["tree", "split"])
+def test_what_either_head_says_reaches_the_objective_in_one_pass_or_two(made, trainers, backend):
+    model = trainers.budgeted(30, backend=backend)
+    data = Data.of(model, made.pairs(3), Kept(), OPTIONS)
+    one = updates(model, Both(), costed=True)
+    heads = [head.weight.detach().clone() for head in (model.head, model.cost_head)]
+    Both.seen.clear()
+    one.step(data, [0], rate=1e-3)
+    tokens, ids = Both.seen[0].tokens, [list(data.paths.ids[path]) for path in data.paths_of([0])]
+    starts = [data.paths.start[path] for path in data.paths_of([0])]
+    plain = [tiny().module(torch.tensor([row]), output_hidden_states=True).hidden_states[-1][0, s - 1 : -1] for row, s in zip(ids, starts, strict=True)]
+    states = torch.cat(plain).detach()
+    if backend == "split":  # the whole group at once, from the pass without gradients
+        assert len(tokens.logp) == len(states)
+        assert tokens.values.tolist() == pytest.approx((states @ heads[0]).tolist(), abs=1e-4)
+        assert tokens.cost_values.tolist() == pytest.approx((states @ heads[1]).tolist(), abs=1e-4)
+    moves = [(head.weight - before).abs().max() for head, before in zip((model.head, model.cost_head), heads, strict=True)]
+    assert min(moves) > 1e-4
 
 
 def test_the_head_moves_with_the_adapter_though_the_base_is_frozen(made):

@@ -4,7 +4,8 @@ python trainers.py OUT FOLDER KILL TRAINER...
 
 A trainer is an objective's name, as in dpo, with what is special about it: sft@full trains all weights, sft@full@bfloat16 weights of that
 type, dpo@rows cuts groups into several rows, dpo@stopped stops after a step, dpo@again goes on after that, dpo@online learns from its own
-samples, rloo@cost has a cost to keep below a limit. KILL is the checkpoint in the middle of whose writing the process dies; 0 for none.
+samples, rloo@cost and ppo@cost have a cost to keep below a limit, the second with a critic of it. KILL is the checkpoint in the middle of
+whose writing the process dies; 0 for none.
 The first of several processes writes OUT, the others OUT.1, OUT.2, ...
 """
 
@@ -26,8 +27,9 @@ from fiducial.models.local import LocalModel
 from fiducial.models.scoring import Engine
 from fiducial.models.scripted import tiny
 from fiducial.training.loop import train
-from fiducial.training.online import Task, learn
+from fiducial.training.online import learn
 from fiducial.training.online_options import OnlineOptions
+from fiducial.training.online_task import Task
 from fiducial.training.options import TrainOptions
 from fiducial.training.rewards import Mixture, Part
 
@@ -110,6 +112,8 @@ def found(model, result):
     weights = {n: p.detach().float().flatten().tolist() for n, p in model.module.named_parameters() if p.requires_grad}
     if model.head:
         weights["head"] = model.head.weight.tolist()
+    if model.cost_head:
+        weights["cost_head"] = model.cost_head.weight.tolist()
     return {"fingerprint": model.fingerprint, "history": result.history, "tokens": result.naive_tokens, "weights": weights, "stop": result.stop}
 
 

@@ -7,7 +7,9 @@ Use it when:  there is a reward but no value model, and answers of one prompt di
 Formula:      A_k = (R_k - mean) / (std + 1e-4) over the group; r = pi / pi_old of a token; loss = -min(r A, clip(r, 1 - clip_low, 1 + clip_high) A)
               + beta r k3, k3 = ref / pi - 1 - log(ref / pi); averaged over each answer's tokens, then over answers.
 Defaults:     beta 0.04, clip 0.2 on both sides, learning rate 1e-6 (paper); clip_high 0.28 is DAPO's. The other means are those of DAPO (token)
-              and of "Dr. GRPO" (constant, with scale none). Scale batch is the baseline form of REINFORCE++.
+              and of "Dr. GRPO" (constant, with scale none). Scale batch is the baseline form of REINFORCE++: R_k - mean of the group, brought
+              to mean 0 and deviation 1 over all answers of the step. That paper has k2 in the place of k3, and its code takes mean and
+              deviation over tokens, where longer answers count for more.
 Limits:       a group of equal rewards teaches nothing (`flat_share` in the figures). Division by the group's deviation gives easy and
               hard prompts the same say; `sequence` makes long wrong answers cheap.
 Source:       Shao et al. 2024, arXiv:2402.03300, eq. 3; arXiv:2503.14476 (DAPO), arXiv:2503.20783 (Dr. GRPO), arXiv:2501.03262 (REINFORCE++).

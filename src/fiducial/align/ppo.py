@@ -1,18 +1,22 @@
 """Proximal policy optimisation with a value head.
 
 What it does: draws answers from the policy and raises each token by how much better things went than a value head had expected, within a
-              clip; the head learns along. The reward stands on the last token, minus a KL term on every token.
+              clip; the head learns along. The reward stands on the last token, minus a KL term on every token. Under a cost limit a second head
+              values the cost, so that neither has to learn anew when the multiplier moves.
 Use it when:  answers are long and single tokens are to be told apart, or one answer per prompt is all there is. With several answers per
               prompt align/rloo and align/grpo need no value head.
 Formula:      r_t = -beta log(pi_old / ref) + [t last] R; A = GAE(r, V), whitened over the batch; loss = -min(q A, clip(q, 1 - c, 1 + c) A)
-              + value * max((V - G)^2, (clip(V, V_old - c_v, V_old + c_v) - G)^2) / 2, q = pi / pi_old, G = A + V_old, c_v = value_clip.
+              + value * max((V - G)^2, (clip(V, V_old - c_v, V_old + c_v) - G)^2) / 2, q = pi / pi_old, G = GAE + V_old, c_v = value_clip.
+              Under a cost limit (safe RLHF): c_t = beta log(pi_old / ref) + [t last] C, so that the KL counts beta whatever w is; a second head V_c
+              with the same loss towards a G_c of its own; A = (GAE(r, V) - w GAE(c, V_c)) / (1 + w), whitened, w the multiplier.
 Defaults:     beta 0.05, clip_ratio 0.2, value 0.1, value_clip 0.2, gamma 1, decay 0.95, 4 updates per batch, learning rate 3e-6 (the study of
               details, which besides takes 1 off for cut answers; here nothing, but for an end_penalty that is given). The value head is on the
-              policy's own backbone (ours; a model less in memory). With demonstrations mixed in it is PPO-ptx, for which InstructGPT has mix 27.8.
-Limits:       one backbone for two tasks: a large `value` bends the policy's states. Under a cost limit one head learns the value of the
-              balanced reward, which changes as the balance does; Safe RLHF has a head for the reward and one for the cost.
+              policy's own backbone, as that of the cost is (ours; models less in memory). With demonstrations mixed in it is PPO-ptx, for which
+              InstructGPT has mix 27.8.
+Limits:       one backbone for several tasks: a large `value` bends the policy's states. Whitening, which the code of safe RLHF leaves out, takes
+              the size of A away, and with it what 1 + w divides by; what w decides is the direction. The KL stands in reward and cost, as in that code.
 Source:       Schulman et al. 2017, arXiv:1707.06347, eq. 9; details: Huang et al. 2024, arXiv:2403.17031; demonstrations: Ouyang et al.
-              2022, arXiv:2203.02155, eq. 2.
+              2022, arXiv:2203.02155, eq. 2; two critics: Dai et al. 2023, arXiv:2310.12773, appendix B.
 """
 
 from __future__ import annotations
@@ -37,6 +41,7 @@ class PPO(SampledObjective):
     on_policy: ClassVar[bool] = True
     reads: ClassVar[tuple[Reading, ...]] = ("tokens", "values")
     updates: ClassVar[int] = 4
+    values_cost: ClassVar[bool] = True
     learning_rate: ClassVar[float] = 3e-6
 
     beta: float = 0.05
@@ -59,17 +64,18 @@ class PPO(SampledObjective):
             raise ValueError(f"{wrong[0]} is out of range: {getattr(self, wrong[0])}")
 
     def lessons(self, old: GroupLogProbs, reference: GroupLogProbs, *, room: int) -> Lessons:
-        """Advantage and return of each token."""
+        """Advantage and return of each token; under a cost limit the return of the cost too."""
         tokens, before = _tokens(old, self.name), _tokens(reference, self.name)
-        assert tokens.values is not None
-        place = _Places(old)
-        rewards = token_rewards(old.rewards[old.mask], place.square(tokens.logp - before.logp), place.length, beta=self.beta)
-        values = tokens.values.float()
-        advantages, returns = gae(rewards, place.square(values), place.length, gamma=self.gamma, decay=self.decay)
-        white = whiten(advantages, place.inside)
-        given = {"advantage": place.flat(white), "return": place.flat(returns), "expected": values, "share": torch.ones(len(values))}
-        rewards_GK = old.rewards.where(old.mask, torch.nan)
-        spread = rewards_GK.nan_to_num(-torch.inf).amax(1) - rewards_GK.nan_to_num(torch.inf).amin(1)
+        place, worth = _Places(old), old.rewards
+        drift = place.square(tokens.logp - before.logp)
+        advantages, given = self._valued(place, old.rewards, tokens.values, drift, self.beta)
+        if old.costs is not None:
+            of_costs, more = self._valued(place, old.costs, tokens.cost_values, drift, -self.beta)
+            advantages, worth = (_balanced(*pair, old.cost_weight) for pair in ((advantages, of_costs), (old.rewards, old.costs)))
+            given |= {f"cost_{name}": values for name, values in more.items()}
+        given |= {"advantage": place.flat(whiten(advantages, place.inside)), "share": torch.ones(len(tokens.logp))}
+        worth = worth.where(old.mask, torch.nan)
+        spread = worth.nan_to_num(-torch.inf).amax(1) - worth.nan_to_num(torch.inf).amin(1)
         return Lessons(given, (spread <= EQUAL) & (old.mask.sum(1) > 1))
 
     def counted(self, groups: GroupLogProbs) -> Tensor:
@@ -79,17 +85,30 @@ class PPO(SampledObjective):
     def surrogate(self, policy: GroupLogProbs, reference: GroupLogProbs | None) -> Tensor:
         """Loss per group, [G]."""
         tokens, (advantage, goal, expected, share) = known(policy, "advantage", "return", "expected", "share", objective=self.name)
-        assert tokens.values is not None
-        near = tokens.values.clamp(expected - self.value_clip, expected + self.value_clip)
-        surprise = torch.maximum((tokens.values - goal).square(), (near - goal).square()) / 2
+        surprise = self._surprise(tokens.values, goal, expected)
+        if "cost_return" in tokens.given:
+            surprise = surprise + self._surprise(tokens.cost_values, tokens.given["cost_return"], tokens.given["cost_expected"])
         return policy.summed(share * (clipped(moved(tokens), advantage, self.clip_ratio, self.clip_ratio) + self.value * surprise)).sum(1)
 
     def metrics(self, policy: GroupLogProbs, reference: GroupLogProbs | None = None) -> dict[str, float]:
-        """Share of tokens whose gradient the clip stops; share of the returns' variance that the value head explains."""
-        tokens, (advantage, goal, expected, share) = known(policy, "advantage", "return", "expected", "share", objective=self.name)
-        of = share > 0
-        unexplained = (goal - expected)[of].var(correction=0) / goal[of].var(correction=0).clamp(min=1e-8)
-        return {"clipped": clip_share(moved(tokens), advantage, self.clip_ratio, self.clip_ratio), "explained": float(1 - unexplained)}
+        """Share of tokens whose gradient the clip stops; share of the returns' variance that each value head explains."""
+        tokens, (advantage, share) = known(policy, "advantage", "share", objective=self.name)
+        heads = [head for head in ("", "cost_") if f"{head}return" in tokens.given]
+        explained = {f"{head}explained": _explained(tokens.given[f"{head}return"], tokens.given[f"{head}expected"], share > 0) for head in heads}
+        return {"clipped": clip_share(moved(tokens), advantage, self.clip_ratio, self.clip_ratio)} | explained
+
+    def _valued(self, place: _Places, given_GK: Tensor, values: Tensor | None, drift: Tensor, beta: float) -> tuple[Tensor, dict[str, Tensor]]:
+        """Advantages, [N, T], of what answers were given and `-beta` times the KL, by a head's values; what that head is to learn."""
+        assert values is not None
+        rewards = token_rewards(given_GK[place.mask], drift, place.length, beta=beta)
+        advantages, returns = gae(rewards, place.square(values.float()), place.length, gamma=self.gamma, decay=self.decay)
+        return advantages, {"return": place.flat(returns), "expected": values.float()}
+
+    def _surprise(self, values: Tensor | None, goal: Tensor, expected: Tensor) -> Tensor:
+        """Loss of a value head at each token, [E]."""
+        assert values is not None
+        near = values.clamp(expected - self.value_clip, expected + self.value_clip)
+        return torch.maximum((values - goal).square(), (near - goal).square()) / 2
 
 
 class _Places:
@@ -97,7 +116,7 @@ class _Places:
 
     def __init__(self, parts: GroupLogProbs) -> None:
         assert parts.tokens is not None
-        self.length = parts.length[parts.mask]
+        self.mask, self.length = parts.mask, parts.length[parts.mask]
         number = parts.mask.flatten().cumsum(0) - 1
         self.row, self.column = number[parts.tokens.group * parts.mask.shape[1] + parts.tokens.completion], parts.tokens.position
         self.shape = (len(self.length), int(self.length.max()))
@@ -110,6 +129,14 @@ class _Places:
     def flat(self, square: Tensor) -> Tensor:
         """[N, T] as [E]."""
         return square[self.row, self.column]
+
+
+def _balanced(reward: Tensor, cost: Tensor, weight: float) -> Tensor:
+    return (reward - weight * cost) / (1 + weight)
+
+
+def _explained(goal: Tensor, expected: Tensor, of: Tensor) -> float:
+    return float(1 - (goal - expected)[of].var(correction=0) / goal[of].var(correction=0).clamp(min=1e-8))
 
 
 def _tokens(parts: GroupLogProbs, objective: str) -> Tokens:

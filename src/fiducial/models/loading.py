@@ -48,11 +48,13 @@ def load(folder: str | Path, *, dtype: str | None = None, device: str | None = N
 
 
 def _with_head(model: LocalModel, folder: Path) -> LocalModel:
-    """The model with the score head that stands beside its weights, if there is one."""
+    """The model with the heads that stand beside its weights."""
     from fiducial.models import scorehead
 
     if (folder / scorehead.FILE).is_file():
         model.head = scorehead.ScoreHead.read(folder, width=model.width, device=model.device)
+    if (folder / scorehead.COST_FILE).is_file():
+        model.cost_head = scorehead.ScoreHead.read(folder, scorehead.COST_FILE, width=model.width, device=model.device)
     return model
 
 

@@ -47,6 +47,8 @@ class LocalModel(WhiteBox):
         self._loaded: int | None = identity.state(module, tokenizer)
         self.head: ScoreHead | None = None
         """Turns final states into scores, where the model was trained to give them."""
+        self.cost_head: ScoreHead | None = None
+        """The same for what answers cost, where the model has learnt from rewards under a limit on it."""
 
     @property
     def device(self) -> torch.device:
@@ -55,7 +57,7 @@ class LocalModel(WhiteBox):
 
     @property
     def fingerprint(self) -> str:  # type: ignore[override]  # computed when asked for: hashing takes about a second per GB
-        """16 hexadecimal digits over weights, adapter, score head, tokenizer and chat template; kept per folder until a file changes.
+        """16 hexadecimal digits over weights, adapter, heads, tokenizer and chat template; kept per folder until a file changes.
 
         After training call `changed`, or `save`: a step of a fused optimiser can go unnoticed (see `fingerprint.state`).
         """
@@ -66,7 +68,15 @@ class LocalModel(WhiteBox):
             if place:
                 identity.remember(place, value)
             self._known = {now: value}
-        return self._known[now] if self.head is None else digest([self._known[now], self.head.digest])
+        heads = [head.digest for head in self._heads.values()]
+        return digest([self._known[now], *heads]) if heads else self._known[now]
+
+    @property
+    def _heads(self) -> dict[str, ScoreHead]:
+        """The heads that there are, by the names of their files."""
+        from fiducial.models.scorehead import COST_FILE, FILE
+
+        return {file: head for file, head in ((FILE, self.head), (COST_FILE, self.cost_head)) if head is not None}
 
     def changed(self) -> None:
         """Says that weights, tokenizer or template are no longer those of the folder: the next `fingerprint` hashes everything anew."""
@@ -182,7 +192,7 @@ class LocalModel(WhiteBox):
         return [done[i] for i in range(len(conversations))]
 
     def save(self, folder: str | Path) -> Path:
-        """Writes model (or adapter), score head, tokenizer and template as a whole, on the disk before it gets its name. Raises StorageError.
+        """Writes model (or adapter), heads, tokenizer and template as a whole, on the disk before it gets its name. Raises StorageError.
 
         A crash leaves the old folder or the new; between the two renames of a replacement the old one is called `.<name>-<digits>.old`
         and has to be renamed by hand. The next `fingerprint` is hashed anew.
@@ -201,8 +211,8 @@ class LocalModel(WhiteBox):
                     else:
                         module.save_pretrained(beside)
                     self.tokenizer.save_pretrained(beside)
-                if self.head is not None:
-                    self.head.save(beside)
+                for file, head in self._heads.items():
+                    head.save(beside, file)
                 sync_tree(beside)
                 put_tree(beside, target)
         except SafetensorError as error:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 FILE = "score_head.safetensors"
 """Beside the weights or the adapter that it belongs to."""
+COST_FILE = "cost_head.safetensors"
+"""The same for the head of the cost, of a model that learnt from rewards under a limit on it."""
 SPREAD = 0.1
 """Standard deviation of a fresh head's scores of states of norm sqrt(D). Huang et al. 2024, arXiv:2403.17031, have 1; a few hundred
 pairs should not have to unlearn random scores that large, and states of SmolLM2-135M are twice as long."""
@@ -78,14 +80,14 @@ class ScoreHead:
         return cls(drawn.to(device).requires_grad_(), higher_is, trained_by)
 
     @classmethod
-    def read(cls, folder: Path, *, width: int, device: torch.device | str = "cpu") -> ScoreHead:
+    def read(cls, folder: Path, file: str = FILE, *, width: int, device: torch.device | str = "cpu") -> ScoreHead:
         """The head in a model's folder. Raises ModelError for one that is damaged, of another model, or does not say which way is up."""
         from safetensors import SafetensorError, safe_open
 
-        place = folder / FILE
+        place = folder / file
         try:
-            with safe_open(place, framework="pt") as file:
-                weight, said = file.get_tensor("weight"), file.metadata() or {}
+            with safe_open(place, framework="pt") as stored:
+                weight, said = stored.get_tensor("weight"), stored.metadata() or {}
         except (OSError, SafetensorError) as error:
             raise ModelError(f"{place} cannot be read: {error}", hint="train the model again") from error
         if weight.shape != (width,) or said.get("higher_is") not in ("better", "worse"):
@@ -96,7 +98,7 @@ class ScoreHead:
             raise ModelError(f"{place}: {error}", hint="train the model again") from error
         return cls(weight.float().to(device).requires_grad_(), cast(Better, said["higher_is"]), said.get("trained_by", ""), scale)
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path, file: str = FILE) -> None:
         """Writes the head into the folder. Raises StorageError."""
         from safetensors.torch import save
 
@@ -104,9 +106,9 @@ class ScoreHead:
         if self.scale is not None:
             said |= {name: repr(value) for name, value in self.scale._asdict().items()}
         try:
-            write_atomic(folder / FILE, save({"weight": self.weight.detach().cpu().contiguous()}, said))
+            write_atomic(folder / file, save({"weight": self.weight.detach().cpu().contiguous()}, said))
         except OSError as error:
-            raise StorageError.from_os(error, folder / FILE) from error
+            raise StorageError.from_os(error, folder / file) from error
 
     def __call__(self, states: Tensor) -> Tensor:
         """Scores [n] of states [n, D], in float32, differentiable."""

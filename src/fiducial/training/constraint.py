@@ -1,4 +1,4 @@
-"""Reward under a limit on cost: the multiplier that weighs the two, and which checkpoint was the best of both.
+"""Reward under a limit on cost: the multiplier that weighs the two.
 
 A cost is a reward whose higher values are worse. Source: Dai et al. 2023, arXiv:2310.12773 (safe RLHF).
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 WINDOW = 128
 """Answers over which the mean cost is taken."""
@@ -61,30 +60,7 @@ class Multiplier:
 def balanced(reward: float | None, cost: float | None, weight: float) -> float | None:
     """(reward - weight cost) / (1 + weight); None where either is unknown.
 
-    Advantages that are linear in the reward become (A_reward - weight A_cost) / (1 + weight).
+    Advantages that are linear in the reward become (A_reward - weight A_cost) / (1 + weight). A critic would value each balance anew:
+    align/ppo has one for the reward and one for the cost, and balances their advantages.
     """
     return None if reward is None or cost is None else (reward - weight * cost) / (1 + weight)
-
-
-class Point(NamedTuple):
-    """What a checkpoint was worth."""
-
-    step: int
-    reward: float
-    cost: float
-
-
-def front(points: Sequence[Point]) -> list[Point]:
-    """Those that no other point beats in both reward (higher is better) and cost (lower is better), by step. Of equals the first stays."""
-    return [p for i, p in enumerate(points) if not any(_beats(q, p) or (i > j and q[1:] == p[1:]) for j, q in enumerate(points) if j != i)]
-
-
-def best(points: Sequence[Point], limit: float) -> Point:
-    """The point of the front with the highest reward among those within the limit; the cheapest where none is."""
-    kept = front(points)
-    within = [p for p in kept if p.cost <= limit]
-    return max(within, key=lambda p: p.reward) if within else min(kept, key=lambda p: p.cost)
-
-
-def _beats(one: Point, other: Point) -> bool:
-    return one.reward >= other.reward and one.cost <= other.cost and one[1:] != other[1:]

@@ -25,6 +25,8 @@ class Tokens:
     """Log-probability given everything before it, in nats, [E]."""
     values: Tensor | None = None
     """The head at the state before each token, [E], when the objective reads `values`."""
+    cost_values: Tensor | None = None
+    """The same with the head of the cost, [E], under a limit on it."""
     given: Mapping[str, Tensor] = field(default_factory=dict)
     """What else is known of each token, [E] each, without gradient. In training data `value`, a number per token: that of its part of
     the completion, else the completion's reward, else 1 for a preferred completion and -1 for another; NaN where unknown."""
@@ -35,8 +37,9 @@ class Tokens:
         spans = [range(start, end) for start, end in zip(*bounds, strict=True)]
         index = torch.tensor([i for span in spans for i in span], dtype=torch.long)
         group = torch.repeat_interleave(torch.arange(len(spans)), torch.tensor([len(span) for span in spans], dtype=torch.long))
-        values = self.values[index] if self.values is not None else None
-        return Tokens(group, self.completion[index], self.position[index], self.logp[index], values, {k: v[index] for k, v in self.given.items()})
+        values, costs = (v[index] if v is not None else None for v in (self.values, self.cost_values))
+        given = {name: v[index] for name, v in self.given.items()}
+        return Tokens(group, self.completion[index], self.position[index], self.logp[index], values, costs, given)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -62,16 +65,22 @@ class GroupLogProbs:
     """The head at the last token of each completion, [G, K]; 0 where masked. When the objective reads them."""
     mismatched: Tensor | None = None
     """Log-probabilities of completions of one group under the prompt of another, over the whole step, [M], without gradient."""
+    costs: Tensor | None = None
+    """What each completion costs, [G, K], under a limit on it, for an objective that values cost by itself; for others it was taken off the rewards."""
+    cost_weight: float = 0.0
+    """How much that counts beside a reward of weight 1."""
 
     def with_logp(self, logp: Tensor) -> GroupLogProbs:
         """The same groups under another model."""
         return replace(self, logp=logp)
 
-    def with_tokens(self, logp: Tensor, values: Tensor | None = None) -> GroupLogProbs:
-        """The same groups with the log-probability of each token, [E], and the head's value before it. Raises ValueError for groups laid out without tokens."""
+    def with_tokens(self, logp: Tensor, values: Tensor | None = None, cost_values: Tensor | None = None) -> GroupLogProbs:
+        """The same groups with the log-probability of each token, [E], and what the heads say before it. Raises ValueError where groups
+        were laid out without tokens.
+        """
         if self.tokens is None:
             raise ValueError("these groups were laid out without their tokens")
-        return replace(self, logp=self.summed(logp), tokens=replace(self.tokens, logp=logp, values=values))
+        return replace(self, logp=self.summed(logp), tokens=replace(self.tokens, logp=logp, values=values, cost_values=cost_values))
 
     @property
     def per_token(self) -> Tensor:

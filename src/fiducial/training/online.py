@@ -12,12 +12,10 @@ every step. A run that is killed goes on from its last checkpoint with the same 
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import torch
@@ -25,18 +23,19 @@ from torch import Tensor
 
 from fiducial.core.errors import ConfigError, DataError, FiducialError
 from fiducial.core.records import Group, Prompt, digest
-from fiducial.core.roles import Objective, Reward, Sink, ignore
-from fiducial.core.store import write_atomic
+from fiducial.core.roles import Objective, Sink, ignore
 from fiducial.models import adapters
 from fiducial.models.local import LocalModel
 from fiducial.training import lora, samples, sharding
-from fiducial.training.constraint import Multiplier, Point, balanced, best, front
+from fiducial.training.constraint import balanced
 from fiducial.training.data import Data
+from fiducial.training.front import Front, Point
 from fiducial.training.kl import Pull, k3
 from fiducial.training.loop import Report, batch, has_added, planned_steps
 from fiducial.training.objective import GroupLogProbs
-from fiducial.training.online_card import Bounds, Look, stops, surface
+from fiducial.training.online_card import Look, stops, surface
 from fiducial.training.online_options import OnlineOptions
+from fiducial.training.online_task import Task, bounds, check, fitting, labelled, valued
 from fiducial.training.options import TrainOptions
 from fiducial.training.policy_gradient import SampledObjective
 from fiducial.training.processes import agreed, shared
@@ -44,27 +43,12 @@ from fiducial.training.rewards import Mixture, Scale, Values, mean, without_end
 from fiducial.training.schedule import exploded, rate
 from fiducial.training.updates import Updates
 
-UNUSED = ("from_scratch", "sizes", "learn", "watch_every", "held_out")
-"""Options of training that mean nothing here."""
 LOOKED_AT = 32
 """Prompts that are answered once before training and again after it."""
 STATE = ("step", "seconds", "answers", "left_out", "stop", "history")
 """What of a run is kept in its checkpoints under the same name."""
 GAP = {torch.float32: 1e-3, torch.float64: 1e-3}
 """Mean difference of log-probability per token between sampler and scorer, in nats, that is rounding; 0.02 in smaller types."""
-
-
-@dataclass(frozen=True, slots=True)
-class Task:
-    """What is to be learnt from."""
-
-    prompts: Sequence[Prompt]
-    rewards: Mixture
-    cost: Reward | None = None
-    """A reward whose higher values are worse, to be kept below the limit of `multiplier`."""
-    multiplier: Multiplier = field(default_factory=Multiplier)
-    demonstrations: Sequence[Group] = ()
-    """Groups whose preferred completions are imitated besides."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,13 +96,13 @@ def learn(
     """
     from accelerate import Accelerator
 
-    _check(task, objective, options, online)
+    check(task, objective, options, online)
     accelerator = Accelerator(cpu=model.device.type == "cpu")
     folder = agreed(accelerator, folder)
     if sharding.wanted(accelerator):
         raise ConfigError("a model whose weights are shared out cannot be sampled from while it learns", hint="learn from rewards without FSDP")
     lora.refuse_other_rank(model.module, options)
-    task = _fitting(model, task, options, online)
+    task = fitting(model, task, options, online)
     adapted, added = adapters.is_adapted(model.module), has_added(model, folder)
     # below a new adapter lie frozen weights; others train themselves, and the run is held to them as they are now
     fresh = bool(options.lora_rank) and (added or not adapted)
@@ -126,56 +110,9 @@ def learn(
     if fresh and not added:
         model.module = lora.attach(model.module, rank=options.lora_rank, depth=options.lora_depth, seed=options.seed)
     lora.make_trainable(model.module)
-    updates = Updates(model, objective, options, accelerator, temperature=online.temperature)
+    costed = task.cost is not None and isinstance(objective, SampledObjective) and objective.values_cost
+    updates = Updates(model, objective, options, accelerator, temperature=online.temperature, costed=costed)
     return _Online(updates, task, online, samples.Start(model, updates.trainables, fresh=fresh), folder, origin).run(report, sink)
-
-
-def bounds(task: Task, online: OnlineOptions) -> Bounds:
-    """What a run with these options is held to."""
-    return Bounds(online.kl_budget, online.length_change, tuple(p.label for p in task.rewards.parts if not p.weight))
-
-
-def _check(task: Task, objective: Objective, options: TrainOptions, online: OnlineOptions) -> None:
-    sampled = isinstance(objective, SampledObjective)
-    if not task.prompts:
-        raise DataError("there are no prompts to learn from", hint="give at least one")
-    for name in UNUSED:
-        if getattr(options, name) != TrainOptions.model_fields[name].default:
-            raise ConfigError(f"{name} says nothing to a model that learns from its own samples", hint=f"leave out {name}")
-    least = max(objective.least, 2) if _labelled(objective) else objective.least  # the better one of a single answer is unknown
-    if online.k < least:
-        raise ConfigError(f"{objective.name} compares answers, but k is {online.k}", hint=f"draw at least {least} answers to each prompt")
-    if not sampled and set(objective.reads) - {"tokens"}:
-        raise ConfigError(f"{objective.name} cannot learn from samples of the policy", hint="use align/grpo, align/rloo, align/ppo, or an objective over pairs")
-    if objective.controlled:
-        raise ConfigError(f"{objective.name} marks text that it is given, not samples of the policy", hint="give --data FILE")
-    if not sampled and (online.kl_target is not None or task.demonstrations):
-        raise ConfigError(f"{objective.name} has no KL term to move and takes no demonstrations besides", hint="leave out kl_target and demonstrations")
-    if isinstance(objective, SampledObjective) and online.kl_target is not None and not objective.beta:
-        raise ConfigError("kl_target moves beta by shares of it, but beta is 0", hint="give a beta to start from")
-
-
-def _fitting(model: LocalModel, task: Task, options: TrainOptions, online: OnlineOptions) -> Task:
-    """The task without prompts and demonstrations that are too long. Raises DataError when none is left."""
-    limit = min(options.max_length, model.context)
-    prompts = [p for p in task.prompts if len(model.encode(p.messages)[0]) <= limit - online.max_tokens]
-    if not prompts:
-        raise DataError(f"none of {len(task.prompts)} prompts fits with its answers", hint="raise max_length, or shorten prompts or max_tokens")
-    shown = samples.imitable(model, task.demonstrations, max_length=limit)
-    if task.demonstrations and not shown:
-        raise DataError(f"none of {len(task.demonstrations)} demonstrations can be imitated", hint="each needs an answer and must fit into max_length")
-    return replace(task, prompts=prompts, demonstrations=shown)
-
-
-def _valued(objective: Objective) -> bool:
-    """Whether it learns from single answers by what each is worth: it reads the `value` of tokens, and compares nothing."""
-    single = objective.least == 1 and not objective.per_token
-    return single and "tokens" in objective.reads and not isinstance(objective, SampledObjective)
-
-
-def _labelled(objective: Objective) -> bool:
-    """Whether it is told which answer is the best."""
-    return not isinstance(objective, SampledObjective) and not _valued(objective)
 
 
 @dataclass(slots=True)
@@ -208,7 +145,7 @@ class _Online:
         self.step, self.seconds, self.answers, self.left_out = 0, 0.0, 0, 0
         self.stop = ""
         self.history: list[dict[str, float]] = []
-        self.points: list[Point] = []
+        self.front = Front(folder, updates.trainables, writes=self.accelerator.is_main_process)
 
     def run(self, report: Report | None, sink: Sink) -> OnlineResult:
         """All steps from the last checkpoint on, until prompts end, time is up or a rule stops it, with a look before and after."""
@@ -228,7 +165,7 @@ class _Online:
             stop = self.stop or agreed(self.accelerator, self._spent())
             if self.step % self.options.save_every == 0 or self.step == self.planned or stop:
                 self._save()
-        chosen = self._best()
+        chosen = self.front.take_best(self.multiplier.limit)
         after = self._look(*self._asked_again())
         counts = (self.answers, self.left_out, self.updates.tokens, self.updates.naive)
         used = (len(self.task.prompts), len(self.task.demonstrations))
@@ -285,10 +222,9 @@ class _Online:
 
     def _under(self, drawn: Data, *, values: bool) -> GroupLogProbs:
         """The drawn tokens under the model as it is now."""
-        head, at = self.model.head if values else None, self.online.temperature
-        each = shared(self.accelerator, range(len(drawn.groups)), lambda mine: samples.per_group(self.model, drawn, mine, temperature=at, head=head))
-        found = torch.cat(each, dim=1)
-        return drawn.parts.with_tokens(found[0], found[1] if head else None)
+        heads, at = self.updates.heads if values else None, self.online.temperature
+        each = shared(self.accelerator, range(len(drawn.groups)), lambda mine: samples.per_group(self.model, drawn, mine, temperature=at, heads=heads))
+        return drawn.parts.with_tokens(*torch.cat(each, dim=1).unbind())
 
     def _figures(self, scored: _Scored) -> dict[str, float]:
         """What is known of a step's samples before anything is learnt from them."""
@@ -305,18 +241,20 @@ class _Online:
 
     def _updated(self, scored: _Scored) -> dict[str, float]:
         """Updates on what can be learnt from: figures of the last one, the share of groups that teach nothing, the answers left out."""
-        drawn, taught = scored.drawn, self._balanced(scored)
+        drawn, taught = scored.drawn, self._taught(scored)
         objective = self.updates.objective
-        chosen = [samples.choose(objective, i, g, contrast=_labelled(objective)) for i, g in enumerate(taught)]
+        chosen = [samples.choose(objective, i, g, contrast=labelled(objective)) for i, g in enumerate(taught)]
         picks = [pick for pick in chosen if pick is not None]
         flat, left_out = 1 - len(picks) / len(taught), int(drawn.parts.mask.sum()) - sum(len(p.completions) for p in picks)
         if not picks:
             return {"loss": 0.0, "grad_norm": 0.0, "learning_rate": 0.0, "flat_share": 1.0, "left_out": float(left_out)}
         data, at = samples.picked(drawn, picks)
         old, before = _logp(scored.old)[at], _logp(scored.before)[at]
-        if _valued(objective):
+        if valued(objective):
             data = samples.with_given(data, {"value": data.parts.spread(data.parts.rewards)})
         if self.sampled:
+            if self._has_cost_critic:
+                data = samples.with_costs(data, scored.costs, picks, weight=self.multiplier.weight)
             data, before, of_picked = self._lessons(data, scored.old, at, before)
             flat = 1 - (1 - of_picked) * len(picks) / len(taught)
             old = torch.cat([old, torch.zeros(len(before) - len(old))])  # of demonstrations, which no ratio is taken of
@@ -328,11 +266,19 @@ class _Online:
             figures = self.updates.step(taught_by, range(len(data.groups)), rate=now, reference=data.parts.with_tokens(before))
         return figures | {"flat_share": flat, "left_out": float(left_out)}
 
-    def _balanced(self, scored: _Scored) -> list[Group]:
-        """The groups with the rewards that are learnt from: under a cost limit, less the weighed cost."""
+    @property
+    def _has_cost_critic(self) -> bool:
+        """Whether a critic of its own values what answers cost."""
+        return self.model.cost_head is not None
+
+    def _taught(self, scored: _Scored) -> list[Group]:
+        """The groups with the rewards that are learnt from: under a cost limit, of answers whose cost is known, less the weighed cost unless
+        that has a critic of its own.
+        """
         if not self.task.cost:
             return scored.groups
-        weight, groups = self.multiplier.weight, []
+        # to a critic the rewards are as they were said, which a weight of 0 leaves them
+        weight, groups = 0.0 if self._has_cost_critic else self.multiplier.weight, []
         for group, costs in zip(scored.groups, scored.costs, strict=True):
             values = tuple(balanced(r, c, weight) for r, c in zip(group.rewards or (), costs, strict=True))
             groups.append(group.model_copy(update={"rewards": values}))
@@ -344,8 +290,8 @@ class _Online:
         assert old.tokens is not None
         objective: Any = self.sampled  # a dataclass, as every method is
         self.sampled = self.updates.objective = replace(objective, beta=self.pull.beta)
-        values = old.tokens.values[at] if old.tokens.values is not None else None
-        taught = self.sampled.lessons(data.parts.with_tokens(_logp(old)[at], values), data.parts.with_tokens(before), room=self.online.max_tokens)
+        drawn = [read[at] for read in (old.tokens.logp, old.tokens.values, old.tokens.cost_values) if read is not None]
+        taught = self.sampled.lessons(data.parts.with_tokens(*drawn), data.parts.with_tokens(before), room=self.online.max_tokens)
         flat = float(taught.flat.float().mean())
         if not (self.task.demonstrations and self.online.mix):
             return samples.with_given(data, taught.given), before, flat
@@ -389,42 +335,9 @@ class _Online:
         spent = minutes is not None and self.seconds > 60 * minutes and self.step < self.planned
         return f"the budget of {minutes:g} minutes is spent" if spent else ""
 
-    def _best(self) -> Point | None:
-        """Under a cost limit, the best checkpoint of all, whose weights the model is given."""
-        from safetensors.torch import load_file
-
-        if not self.points:
-            return None
-        chosen = best(self.points, self.multiplier.limit)
-        stored, masters = load_file(self._kept(chosen)), self.updates.trainables.masters
-        with torch.no_grad():
-            for name, value in stored.items():
-                masters[name].copy_(value)
-        self.updates.trainables.publish()
-        return chosen
-
-    def _keep_if_best(self) -> None:
-        """Keeps the weights while no other checkpoint had both a higher reward and a lower cost since it was saved.
-
-        Every process keeps the list, which follows from the history, and the main one the files.
-        """
-        from safetensors.torch import save
-
-        since = self.points[-1].step if self.points else 0
-        recent = [h for h in self.history if h["step"] > since and not math.isnan(h["cost"] + h["reward"])]
-        if not recent:
-            return
-        points = front([*self.points, Point(self.step, fmean(h["reward"] for h in recent), fmean(h["cost"] for h in recent))])
-        if points[-1].step == self.step and self.accelerator.is_main_process:
-            write_atomic(self._kept(points[-1]), save({n: w.detach().contiguous() for n, w in self.updates.trainables.masters.items()}))
-        self.points = points
-
-    def _kept(self, point: Point) -> Path:
-        return self.folder / f"front-{point.step}.safetensors"
-
     def _save(self) -> None:
         if self.task.cost:
-            self._keep_if_best()
+            self.front.add(self.step, self.history)
         state = {name: getattr(self, name) for name in STATE} | {
             "identity": self.identity,
             "origin": self.origin,
@@ -432,14 +345,11 @@ class _Online:
             "scales": self.rewards.scales,
             "kl_weight": self.pull.beta,
             "multiplier": [self.multiplier.weight, self.multiplier.recent],
-            "points": self.points,
+            "points": self.front.points,
             "tokens": [self.updates.tokens, self.updates.naive],
         }
         self.updates.save(self.folder, step=self.step, state=state)
-        kept = {self._kept(point) for point in self.points}
-        for file in self.folder.glob("front-*.safetensors") if self.accelerator.is_main_process else ():
-            if file not in kept:  # not before: the checkpoint until now named it
-                file.unlink(missing_ok=True)
+        self.front.clear()
 
     def _resume(self) -> None:
         state = self.updates.load(self.folder, self._admit)
@@ -452,7 +362,7 @@ class _Online:
         self.pull = replace(self.pull, beta=state["kl_weight"])
         weight, recent = state["multiplier"]
         self.multiplier = replace(self.multiplier, weight=weight, recent=tuple(recent))
-        self.points = [Point(*p) for p in state["points"]]
+        self.front.points = [Point(*p) for p in state["points"]]
         self.updates.tokens, self.updates.naive = state["tokens"]
 
     def _admit(self, state: dict[str, Any]) -> None:

@@ -44,13 +44,16 @@ class SampledObjective(Objective):
     """Trained on prompts and rewards, not on data; read by the command line from the file of each method."""
     updates: ClassVar[int] = 1
     """Optimizer steps on one batch of samples, by default."""
+    values_cost: ClassVar[bool] = False
+    """Whether, under a limit on cost, its lessons weigh `old.costs` by `old.cost_weight` themselves, with values of a second head; for others
+    the weighed cost is taken off the rewards."""
 
     beta: float
 
     @abstractmethod
     def lessons(self, old: GroupLogProbs, reference: GroupLogProbs, *, room: int) -> Lessons:
-        """From samples with the log-probability of each token when it was drawn and under the reference; `old.rewards` are known wherever
-        there is an answer; answers had room for `room` tokens.
+        """From samples with the log-probability of each token when it was drawn and under the reference; `old.rewards`, and
+        `old.costs` where it `values_cost` and there is a limit, are known wherever there is an answer; answers had room for `room` tokens.
         """
 
     @abstractmethod

@@ -14,12 +14,13 @@ from fiducial.core.records import Completion, Group, Prompt
 from fiducial.core.roles import Objective
 from fiducial.models.forest import Paths
 from fiducial.models.local import LocalModel
-from fiducial.models.scorehead import LAST, ScoreHead
 from fiducial.training import lora
 from fiducial.training.advantages import EQUAL
 from fiducial.training.data import Data
+from fiducial.training.heads import Heads
 from fiducial.training.objective import GroupLogProbs, examples, keep, layout, preferred
 from fiducial.training.online_options import OnlineOptions
+from fiducial.training.rewards import Values
 from fiducial.training.weights import Trainables
 
 
@@ -128,6 +129,13 @@ def with_given(drawn: Data, given: Mapping[str, Tensor]) -> Data:
     return replace(drawn, parts=replace(drawn.parts, tokens=replace(tokens, given={**tokens.given, **given})))
 
 
+def with_costs(drawn: Data, costs: Values, picks: Sequence[Pick], *, weight: float) -> Data:
+    """The same data with what each of the picked completions costs, and how much that counts."""
+    found = torch.full(drawn.parts.mask.shape, torch.nan)
+    found[drawn.parts.mask] = torch.tensor([torch.nan if (cost := costs[p.group][k]) is None else cost for p in picks for k in p.completions])
+    return replace(drawn, parts=replace(drawn.parts, costs=found, cost_weight=weight))
+
+
 def choose(objective: Objective, index: int, group: Group, *, contrast: bool) -> Pick | None:
     """What an objective is to learn from a group with rewards; None where it can learn nothing.
 
@@ -152,22 +160,20 @@ def choose(objective: Objective, index: int, group: Group, *, contrast: bool) ->
     return Pick(index, tuple(order[id(c)] for c in record.completions), record) if len(record.completions) >= objective.least else None
 
 
-def per_group(model: LocalModel, drawn: Data, chosen: Sequence[int], *, temperature: float, head: ScoreHead | None = None) -> list[Tensor]:
-    """Log-probability of each token of each chosen group under the model as it is, and in a second row the head's value before it: [1 or 2, E].
+def per_group(model: LocalModel, drawn: Data, chosen: Sequence[int], *, temperature: float, heads: Heads | None = None) -> list[Tensor]:
+    """Log-probability of each token of each chosen group under the model as it is, and in further rows what each head says before it: [R, E].
 
     Computed in rows as training packs them; which groups share a row may differ, so log-probabilities may too, by rounding.
     """
     paths = drawn.paths.select(drawn.paths_of(chosen))
     spans = paths.spans()
-    found = torch.zeros(2 if head else 1, spans[-1].stop if spans else 0)
-    hidden = {"layers": LAST, "at": "before"} if head else None
+    found = torch.zeros(1 + len(heads.named) if heads else 1, spans[-1].stop if spans else 0)
     with torch.no_grad():
-        for indices, scores in model.engine.stream(paths, grad=True, temperature=temperature, hidden=hidden):
+        for indices, scores in model.engine.stream(paths, grad=True, temperature=temperature, hidden=heads.asked if heads else None):
             at = torch.tensor([e for i in indices for e in spans[i]], dtype=torch.long)
             found[0, at] = scores.edge_logp.float().cpu()
-            if head:
-                assert scores.hidden is not None
-                found[1, at] = head(scores.hidden[LAST]).cpu()
+            for row, values in enumerate(heads.read(scores) if heads else (), start=1):
+                found[row, at] = values.cpu()
     return list(torch.split(found, drawn.parts.length[list(chosen)].sum(1).tolist(), dim=1))
 
 

@@ -26,10 +26,10 @@ from fiducial.core.roles import Objective
 from fiducial.models import abreast
 from fiducial.models.forest import Paths, Row
 from fiducial.models.local import LocalModel
-from fiducial.models.scorehead import LAST, ScoreHead
 from fiducial.models.scoring import Engine, Scores
 from fiducial.training import checkpoint
 from fiducial.training.data import Data
+from fiducial.training.heads import Heads
 from fiducial.training.objective import GroupLogProbs
 from fiducial.training.options import TrainOptions
 from fiducial.training.processes import gathered, total
@@ -83,13 +83,15 @@ class Updates:
     """A model in training: its trainable weights, its optimizer, and the step that takes the data as an argument.
 
     `objective` may be replaced between steps by another that reads the same. Log-probabilities are of logits divided by `temperature`.
+    When `costed`, an objective that reads values has a second head for the values of what answers cost.
     """
 
-    def __init__(self, model: LocalModel, objective: Objective, options: TrainOptions, accelerator: Accelerator, *, temperature: float = 1.0) -> None:
+    def __init__(
+        self, model: LocalModel, objective: Objective, options: TrainOptions, accelerator: Accelerator, *, temperature: float = 1.0, costed: bool = False
+    ) -> None:
         self.model, self.objective, self.options, self.accelerator, self.temperature = model, objective, options, accelerator, temperature
-        self._place = {"scores": "leaf", "values": "before"}.get(next((r for r in objective.reads if r in ("scores", "values")), ""), "")
-        model.head = self._head() if self._place else None
-        self.trainables = Trainables(model.module, {"score_head.weight": model.head.weight} if model.head else None)
+        self.heads = Heads(model, objective, seed=options.seed, costed=costed)
+        self.trainables = Trainables(model.module, self.heads.weights)
         self.rate = options.learning_rate or objective.learning_rate * (10 if options.lora_rank else 1)
         """Peak learning rate."""
         self.optimizer = torch.optim.AdamW(self.trainables.parameters, lr=self.rate, betas=(0.9, 0.95), weight_decay=options.weight_decay, fused=True)
@@ -170,27 +172,17 @@ class Updates:
             self.trainables.publish()
         return state
 
-    def _head(self) -> ScoreHead:
-        """The model's head if it means what the objective says, else a fresh one."""
-        held, name, higher_is = self.model.head, self.objective.name, self.objective.higher_is
-        if held is not None and (held.trained_by, held.higher_is) == (name, higher_is):
-            return held
-        return ScoreHead.fresh(self.model.width, seed=self.options.seed, higher_is=higher_is, trained_by=name, device=self.model.device)
-
     @property
     def _asked(self) -> dict[str, Any]:
         """What is asked of the engine."""
-        hidden = {"layers": LAST, "at": self._place} if self._place else None
-        return {"temperature": self.temperature, "hidden": hidden}
+        return {"temperature": self.temperature, "hidden": self.heads.asked}
 
     def _read(self, scores: Scores) -> list[Tensor]:
         """What the objective reads of some paths, differentiable: log-probabilities or a head's scores per path, or both per token."""
-        logp = scores.edge_logp if "tokens" in self.objective.reads else scores.path_logp
-        if self.model.head is None:
-            return [logp]
-        assert scores.hidden is not None
-        found = self.model.head(scores.hidden[LAST])
-        return [found] if self._place == "leaf" else [logp, found]
+        found = self.heads.read(scores)
+        if self.heads.place == "leaf":
+            return found
+        return [scores.edge_logp if "tokens" in self.objective.reads else scores.path_logp, *found]
 
     def _spans(self, paths: Paths) -> list[range]:
         """Where what is read of each path stands in what is read of all."""
@@ -202,7 +194,7 @@ class Updates:
         groups = work.data.parts.select(chosen)
         if "tokens" in self.objective.reads:
             groups = groups.with_tokens(first, *more)
-        elif self._place == "leaf":
+        elif self.heads.place == "leaf":
             groups = replace(groups, scores=work.data.place(chosen, first))
         else:
             groups = groups.with_logp(work.data.place(chosen, first))
@@ -222,7 +214,7 @@ class Updates:
                 yield [], scores
 
     def _plan(self, paths: Paths, *, grad: bool) -> list[Row]:
-        return self.model.engine.plan(paths, grad=grad, keep_last=self._place == "leaf")
+        return self.model.engine.plan(paths, grad=grad, keep_last=self.heads.place == "leaf")
 
     def _pull(self, loss: Tensor) -> None:
         loss.backward()
@@ -347,7 +339,7 @@ class Updates:
 
     def _nothing(self, spans: list[range]) -> list[Tensor]:
         """Room for what is read of some paths, on the CPU."""
-        return [torch.zeros(spans[-1].stop if spans else 0) for _ in range(2 if self._place == "before" else 1)]
+        return [torch.zeros(spans[-1].stop if spans else 0) for _ in range(1 + len(self.heads.named) if self.heads.place == "before" else 1)]
 
     def _mismatched(self, data: Data, chosen: Sequence[int]) -> Tensor | None:
         """Log-probabilities of the step's mismatched pairs under the model as it is, each process computing its share."""

@@ -25,7 +25,8 @@ from fiducial.core.run import follows
 
 if TYPE_CHECKING:
     from fiducial.training.constraint import Multiplier
-    from fiducial.training.online import OnlineResult, Task
+    from fiducial.training.online import OnlineResult
+    from fiducial.training.online_task import Task
     from fiducial.training.rewards import Part
 
 SAMPLING = ("fiducial.training.online_options", "OnlineOptions")
@@ -61,10 +62,10 @@ def refuse_options(job: Job) -> None:
 def learn(job: Job) -> int:
     """A model that has learnt from what it said to prompts; goes on from the last checkpoint when resumed."""
     from fiducial.core.config import resolve
-    from fiducial.training.online import bounds
     from fiducial.training.online import learn as trained_by
     from fiducial.training.online_card import card
     from fiducial.training.online_options import OnlineOptions
+    from fiducial.training.online_task import bounds
     from fiducial.training.options import TrainOptions
 
     training, _ = resolve(TrainOptions, flags=_given(job, TRAINING))
@@ -117,7 +118,7 @@ def _given(job: Job, where: tuple[str, str]) -> dict[str, Any]:
 def _task(job: Job) -> Task:
     """Prompts, rewards, cost and demonstrations of the command."""
     from fiducial.training.constraint import Multiplier
-    from fiducial.training.online import Task
+    from fiducial.training.online_task import Task
     from fiducial.training.rewards import Mixture
 
     if not job.values["prompts"] or not job.values["reward"]:
