@@ -29,6 +29,7 @@ def members(monkeypatch):
         "steps2": (6, "better", "align/process_reward"),
         "old": (1, "better", "align/reward_model"),
         "old2": (2, "better", "align/reward_model"),
+        "policy": (7, "better", "align/ppo"),
         "plain": (0, None, ""),
     }.items():
         made[name] = tiny()
@@ -135,6 +136,8 @@ def test_without_a_model_or_with_one_that_has_no_head_it_says_what_to_do(members
         LearnedReward().score([GROUP])
     with pytest.raises(ModelError, match="no score head"):
         LearnedReward(models=("plain",)).score([GROUP])
+    with pytest.raises(ModelError, match="no score head"):
+        LearnedReward(models=("policy",)).score([GROUP])  # it values a policy's tokens
 
 
 def test_a_model_without_weights_here_has_no_head(monkeypatch):

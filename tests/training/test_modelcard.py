@@ -52,6 +52,10 @@ def test_a_model_without_adapter_is_of_transformers_and_a_score_head_makes_a_rew
     assert "pipeline_tag" not in header(text)
     assert "reward-model" in header(text)["tags"]
     assert "AutoModelForCausalLM" not in text
+    policy = write(tmp_path, facts(method="align/ppo")).read_text()  # its head holds values, not scores of answers
+    assert header(policy)["pipeline_tag"] == "text-generation"
+    assert "reward-model" not in header(policy)["tags"]
+    assert "AutoModelForCausalLM" in policy
 
 
 def test_every_figure_has_its_interval_and_its_number(tmp_path):

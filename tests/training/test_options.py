@@ -30,6 +30,7 @@ WEIGHTS = {
     "sizes": (FULL | {"from_scratch": True, "sizes": {"num_hidden_layers": 1}}, FULL | {"from_scratch": True}),
     "max_length": ({"max_length": 50}, {}),
     "seed": ({"seed": 1}, {}),
+    "held_out": ({"held_out": 0.4}, {}),
 }
 """Options that change the trained weights: option -> (with another value, what it is compared with)."""
 ELSE = {"save_every", "watch_every", "minutes"}

@@ -84,12 +84,12 @@ class LearnedReward(Reward):
 
     def _members(self) -> list[tuple[LocalModel, ScoreHead]]:
         """The models with their heads. Raises ModelError for one without, one that means the contrary, and two that are read differently."""
-        from fiducial.models.scorehead import BY_STEPS
+        from fiducial.models.scorehead import BY_STEPS, BY_TOKENS
 
         found = []
         for name in self.models:
             model = opened(name)
-            if model.head is None:
+            if model.head is None or model.head.trained_by == BY_TOKENS:
                 raise ModelError(f"{name} has no score head", hint="train one: fiducial align reward_model")
             if model.head.higher_is != self.higher_is:
                 hint = f"give --higher-is {model.head.higher_is}, or another model"
