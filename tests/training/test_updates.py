@@ -7,6 +7,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
+from fiducial.align.orpo import ORPO
 from fiducial.align.reward_model import RewardModel
 from fiducial.align.sft import SFT
 from fiducial.core.roles import Objective
@@ -14,6 +15,7 @@ from fiducial.models.scorehead import ScoreHead
 from fiducial.models.scripted import tiny
 from fiducial.training import lora
 from fiducial.training.data import Data
+from fiducial.training.objective import Step
 from fiducial.training.options import TrainOptions
 from fiducial.training.updates import Updates
 
@@ -85,7 +87,7 @@ def test_the_head_moves_with_the_adapter_though_the_base_is_frozen(made):
     assert one.steps == 1
 
 
-@pytest.mark.parametrize("objective", [SFT(), RewardModel()], ids=["log-probabilities", "a head's scores"])
+@pytest.mark.parametrize("objective", [SFT(), ORPO(mean="token"), RewardModel()], ids=["log-probabilities", "what couples a step", "a head's scores"])
 def test_a_step_in_two_threads_is_the_step_in_one(made, monkeypatch, objective):
     """Loss, figures and gradient; the weights of an adapter, float32."""
     import fiducial.training.updates as module
@@ -106,7 +108,7 @@ def test_a_step_in_two_threads_is_the_step_in_one(made, monkeypatch, objective):
                     if p.requires_grad:
                         p.copy_(torch.linspace(-0.1, 0.1, p.numel()).view(p.shape))
             one = Updates(model, objective, options, Accelerator(cpu=True))
-            work = module._Work(data, None, None)
+            work = module._Work(data, None, None, Step.of(data.parts))
             parts = one._parts(work, [4, 0, 3, 1])
             assert len(parts) == count
             assert sorted(i for part in parts for i in part.places) == [0, 1, 2, 3]
@@ -166,7 +168,7 @@ def test_gradients_reach_the_optimizer_in_the_order_of_their_weights(made, monke
         one = Updates(model, SFT(), OPTIONS.model_copy(update={"lora_rank": 2}), Accelerator(cpu=True))
         seen = []
         one.optimizer.register_step_pre_hook(lambda *_: seen.extend(p.grad.stride() == p.stride() for p in one.trainables.parameters))
-        assert len(one._parts(module._Work(data, None, None), [0, 1, 2, 3])) == 2
+        assert len(one._parts(module._Work(data, None, None, Step.of(data.parts)), [0, 1, 2, 3])) == 2
         one.step(data, [0, 1, 2, 3], rate=1e-2)
     finally:
         torch.set_num_threads(before)

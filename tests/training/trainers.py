@@ -83,7 +83,7 @@ def go(trainer, folder, *, report=None, again=False):
     name, *special = trainer.split("@")
     card = registry.card(f"align/{name}")
     sampled = bool(card.constants.get("on_policy"))
-    objective = registry.create(card.name, {"beta": 0.5} if sampled or name in ("dpo", "kto") else {})
+    objective = registry.create(card.name, {"beta": 0.5} if sampled or name in ("dpo", "kto") else {"mean": "token"} if name == "orpo" else {})
     stops = not again and not {"again", "stopped"}.isdisjoint(special)
     options = OPTIONS.model_copy(update={"lora_rank": 0 if "full" in special else 4, "minutes": 1e-9 if stops else None})
     model = budgeted(30, backend="split") if "rows" in special else tiny()

@@ -39,6 +39,20 @@ class Tokens:
         return Tokens(group, self.completion[index], self.position[index], self.logp[index], values, {k: v[index] for k, v in self.given.items()})
 
 
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What couples the losses of a step, known before any model is run."""
+
+    preferred_tokens: float
+    """Tokens of the preferred completions per group, groups counted by their weight; 1 where none counts."""
+
+    @classmethod
+    def of(cls, groups: GroupLogProbs) -> Step:
+        """That of a step of these groups."""
+        weight = float(groups.weight.sum())
+        return cls(float((groups.weight * (groups.targets * groups.length).sum(1)).sum()) / weight if weight else 1.0)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class GroupLogProbs:
     """Log-probabilities of G groups of up to K completions, in nats, float32. Places beyond a group's completions are masked."""
@@ -62,6 +76,8 @@ class GroupLogProbs:
     """The head at the last token of each completion, [G, K]; 0 where masked. When the objective reads them."""
     mismatched: Tensor | None = None
     """Log-probabilities of completions of one group under the prompt of another, over the whole step, [M], without gradient."""
+    step: Step | None = None
+    """What is known of the whole step that these groups are a part of; None = they are all of it."""
 
     def with_logp(self, logp: Tensor) -> GroupLogProbs:
         """The same groups under another model."""

@@ -30,7 +30,7 @@ from fiducial.models.scorehead import LAST, ScoreHead
 from fiducial.models.scoring import Engine, Scores
 from fiducial.training import checkpoint
 from fiducial.training.data import Data
-from fiducial.training.objective import GroupLogProbs
+from fiducial.training.objective import GroupLogProbs, Step
 from fiducial.training.options import TrainOptions
 from fiducial.training.processes import gathered, total
 from fiducial.training.sharding import IDLE
@@ -53,6 +53,7 @@ class _Work:
     """Of all groups of the data."""
     mismatched: Tensor | None
     """Log-probabilities of the step's mismatched pairs, [M]."""
+    step: Step
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -117,7 +118,7 @@ class Updates:
         share = everything.weight / (counted or 1.0)  # nothing to divide by when no group of the step counts
         mine = range(self.accelerator.process_index, len(chosen), self.accelerator.num_processes)
         own = [chosen[i] for i in mine]
-        work = _Work(data, replace(reference, mismatched=mismatched) if reference is not None else None, self._mismatched(data, chosen))
+        work = _Work(data, replace(reference, mismatched=mismatched) if reference is not None else None, self._mismatched(data, chosen), Step.of(everything))
         loss, read = self._backward(work, own, share[torch.tensor(list(mine), dtype=torch.long)])
         self._reduce()
         norm = self._clip()
@@ -190,7 +191,7 @@ class Updates:
             groups = replace(groups, scores=work.data.place(chosen, first))
         else:
             groups = groups.with_logp(work.data.place(chosen, first))
-        return replace(groups, mismatched=work.mismatched)
+        return replace(groups, mismatched=work.mismatched, step=work.step)
 
     def _loss(self, work: _Work, chosen: Sequence[int], share: Tensor, read: Sequence[Tensor]) -> Tensor:
         losses = self.objective(self._policy(work, chosen, read), work.reference.select(chosen) if work.reference is not None else None)
