@@ -79,6 +79,7 @@ def child(job, answers):
     os.dup2(2, 1)
     os.environ.update(job.get("environment", {}))
     os.chdir(job.get("folder", "."))
+    torch.set_num_threads(torch.get_num_threads())  # torch makes its pool anew after a fork, which two threads must not find half done
     # forked children would draw alike where they were not given a seed
     torch.manual_seed(os.getpid())
     numpy.random.seed(os.getpid())
