@@ -15,7 +15,6 @@ from fiducial.models.scorehead import ScoreHead
 from fiducial.models.scripted import tiny
 from fiducial.training import lora
 from fiducial.training.data import Data
-from fiducial.training.objective import Step
 from fiducial.training.options import TrainOptions
 from fiducial.training.updates import Updates
 
@@ -108,7 +107,7 @@ def test_a_step_in_two_threads_is_the_step_in_one(made, monkeypatch, objective):
                     if p.requires_grad:
                         p.copy_(torch.linspace(-0.1, 0.1, p.numel()).view(p.shape))
             one = Updates(model, objective, options, Accelerator(cpu=True))
-            work = module._Work(data, None, None, Step.of(data.parts))
+            work = module._Work(data, None, None)
             parts = one._parts(work, [4, 0, 3, 1])
             assert len(parts) == count
             assert sorted(i for part in parts for i in part.places) == [0, 1, 2, 3]
@@ -168,7 +167,7 @@ def test_gradients_reach_the_optimizer_in_the_order_of_their_weights(made, monke
         one = Updates(model, SFT(), OPTIONS.model_copy(update={"lora_rank": 2}), Accelerator(cpu=True))
         seen = []
         one.optimizer.register_step_pre_hook(lambda *_: seen.extend(p.grad.stride() == p.stride() for p in one.trainables.parameters))
-        assert len(one._parts(module._Work(data, None, None, Step.of(data.parts)), [0, 1, 2, 3])) == 2
+        assert len(one._parts(module._Work(data, None, None), [0, 1, 2, 3])) == 2
         one.step(data, [0, 1, 2, 3], rate=1e-2)
     finally:
         torch.set_num_threads(before)

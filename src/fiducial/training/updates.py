@@ -53,7 +53,8 @@ class _Work:
     """Of all groups of the data."""
     mismatched: Tensor | None
     """Log-probabilities of the step's mismatched pairs, [M]."""
-    step: Step
+    step: Step | None = None
+    """What couples its losses; without it the groups of each loss are taken for all of them."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
