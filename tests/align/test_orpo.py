@@ -1,11 +1,14 @@
+from dataclasses import replace
 from math import exp, log, log1p
 
 import numpy as np
 import pytest
+import torch
 
 from fiducial.align.orpo import ORPO
 from fiducial.core import registry
 from fiducial.core.errors import ConfigError
+from fiducial.training.objective import Step
 
 approx = pytest.approx
 
@@ -43,6 +46,28 @@ def test_a_completion_that_is_certain_has_finite_odds(group, pull):
 def test_a_group_of_one_has_the_likelihood_alone(group):
     assert ORPO()(group((-6.0, 0.0), length=[[3, 0]], mask=[[True, False]])).item() == approx(2.0)
     assert ORPO()(group((-6.0,), length=[[3]])).item() == approx(2.0)
+
+
+def test_with_a_mean_over_tokens_a_long_completion_counts_as_its_tokens(group):
+    # 8 nats over 4 tokens and 1 over 1: by sequences (2 + 1) / 2, by tokens 9 / 5
+    groups = group((-8.0, 0.0), (-1.0, 0.0), length=[[4, 0], [1, 0]], mask=[[True, False]] * 2)
+    assert ORPO()(groups).mean().item() == approx(1.5)
+    assert ORPO(mean="token")(groups).mean().item() == approx(9 / 5)
+
+
+def test_a_mean_over_tokens_counts_groups_by_their_weight(group):
+    groups = replace(group((-8.0,), (-1.0,), length=[[4], [1]]), weight=torch.tensor([1.0, 3.0]))
+    losses = ORPO(mean="token")(groups)
+    assert float((groups.weight * losses).sum() / groups.weight.sum()) == approx((8 + 3 * 1) / (4 + 3 * 1))
+    weightless = replace(groups, weight=torch.zeros(2))
+    assert ORPO(mean="token")(weightless).isfinite().all()
+
+
+def test_a_part_of_a_step_is_divided_by_what_the_whole_is(group):
+    groups = group((-8.0, -3.0), (-1.0, -2.0), (-4.0, -4.0), length=[[4, 2], [1, 1], [2, 3]])
+    whole = ORPO(mean="token")(groups)
+    parts = [ORPO(mean="token")(replace(groups.select([i]), step=Step.of(groups))) for i in range(3)]
+    assert torch.cat(parts).tolist() == approx(whole.tolist())
 
 
 def test_a_beta_of_zero_is_a_config_error():

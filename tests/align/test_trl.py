@@ -25,18 +25,18 @@ from fiducial.training.objective import GroupLogProbs
 pytest.importorskip("trl", reason="TRL is not installed: pip install 'fiducial[train]'")
 datasets = pytest.importorskip("datasets", reason="datasets is not installed: pip install 'fiducial[train]'")
 
-VOCABULARY, SIZES = 11, [[3, 5], [3, 2], [3, 6], [3, 3]]
-"""Tokens of chosen and rejected completions. The chosen ones are equally long: TRL's ORPO counts tokens, not groups."""
+VOCABULARY, SIZES, UNEQUAL = 11, [[3, 5], [3, 2], [3, 6], [3, 3]], [[3, 5], [6, 2], [1, 6], [4, 4]]
+"""Tokens of chosen and rejected completions. Where chosen ones are equally long, a mean over tokens is one over completions."""
 CPU = {"use_cpu": True, "bf16": False, "fp16": False, "gradient_checkpointing": False, "report_to": []}
 
 
 class Batch:
     """Pairs after a prompt of one token, as TRL lays them out: chosen rows above rejected ones, padded on the right."""
 
-    def __init__(self, seed=0):
-        random = torch.Generator().manual_seed(seed)
-        sizes = torch.tensor(SIZES).T.flatten()
-        self.size, width = len(SIZES), 1 + int(sizes.max())
+    def __init__(self, sizes):
+        random = torch.Generator().manual_seed(0)
+        self.size, sizes = len(sizes), torch.tensor(sizes).T.flatten()
+        width = 1 + int(sizes.max())
         self.ids = torch.randint(1, VOCABULARY, (2 * self.size, width), generator=random)
         self.attention = (torch.arange(width) <= sizes.unsqueeze(1)).long()
         self.completion = self.attention.clone()
@@ -65,7 +65,7 @@ class Batch:
 
 @pytest.fixture
 def batch():
-    return Batch()
+    return Batch(SIZES)
 
 
 @pytest.fixture
@@ -144,8 +144,17 @@ def test_losses_with_a_reference_equal_those_of_the_dpo_trainer(batch, model, tm
     compare(batch.ours(objective), dpo_trainer(batch, model, tmp_path, beta=0.3, **options))
 
 
-def test_orpo_equals_that_of_the_orpo_trainer(batch, model, tmp_path):
-    compare(batch.ours(ORPO(beta=0.3)), contrastive_trainer("orpo", batch, model, tmp_path, beta=0.3))
+@pytest.mark.parametrize(("objective", "sizes"), [(ORPO(beta=0.3), SIZES), (ORPO(beta=0.3, mean="token"), UNEQUAL)], ids=["sequence", "token"])
+def test_orpo_equals_that_of_the_orpo_trainer(model, tmp_path, objective, sizes):
+    """After a prompt of one token: TRL's first term is over prompts too."""
+    batch = Batch(sizes)
+    compare(batch.ours(objective), contrastive_trainer("orpo", batch, model, tmp_path, beta=0.3))
+
+
+def test_a_mean_over_completions_is_another_where_chosen_ones_differ_in_length(model, tmp_path):
+    batch = Batch(UNEQUAL)
+    ours, theirs = batch.ours(ORPO(beta=0.3))[0], contrastive_trainer("orpo", batch, model, tmp_path, beta=0.3)[0]
+    assert abs(float(ours) - float(theirs)) > 0.01
 
 
 def test_simpo_equals_that_of_the_cpo_trainer_without_its_likelihood_term(batch, model, tmp_path):

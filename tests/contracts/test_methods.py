@@ -1,8 +1,10 @@
 """What every method must keep to, whatever its role: it explains itself, its defaults work, its options can be written down."""
 
 import ast
+import inspect
 import json
 import re
+import sys
 from dataclasses import fields, replace
 
 import pytest
@@ -44,6 +46,19 @@ def test_its_headings_stand_in_the_fixed_order(card):
 
 def test_every_option_is_explained(card):
     assert [o.name for o in card.options if not o.help] == []
+
+
+def test_every_option_is_read_by_more_than_its_check(card):
+    """An option that nothing reads does nothing: each is named as an attribute outside `__post_init__`, in the method's file or those of its bases."""
+    read = set()
+    for base in registry.load(card.name).__mro__:
+        if not base.__module__.startswith("fiducial."):
+            continue
+        tree = ast.parse(inspect.getsource(sys.modules[base.__module__]))
+        checks = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef) and n.name == "__post_init__"]
+        beside = {id(n) for check in checks for n in ast.walk(check)}
+        read |= {n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute) and isinstance(n.ctx, ast.Load) and id(n) not in beside}
+    assert [o.name for o in card.options if o.name not in read] == []
 
 
 def test_the_file_is_of_a_readable_size(card):

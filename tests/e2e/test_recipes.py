@@ -8,11 +8,13 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
+from fiducial.app.cli import trained
 from fiducial.app.cli.main import cli
 from fiducial.app.cli.recipe import SHIPPED
 from fiducial.core.records import Decision, Score
 from fiducial.core.run import Run
 
+BENCH = Path(__file__).resolve().parents[2] / "bench"
 RATES = {"trigger", "no_trigger", "near_trigger", "random_trigger", "red_team"}
 SMALL = {"attack": {"max_tokens": 6, "limit": 4}, "evaluate/trigger_rates": {"max_tokens": 12, "limit": 4}, "evaluate/multiple_choice": {"limit": 10}}
 """Options that make a step fast, by method or area."""
@@ -33,9 +35,9 @@ def done(world, tmp_path, monkeypatch):
             options |= SMALL.get(key, {}) | changes.get(key, {})
         return step | {"options": options}
 
-    def run(name, **changes):
+    def run(name, *, model=world / "model", **changes):
         recipe = yaml.safe_load((SHIPPED / f"{name}.yaml").read_text(encoding="utf-8"))
-        recipe = {"model": str(world / "model"), "steps": [shrunk(step, changes) for step in recipe["steps"]]}
+        recipe = {"model": str(model), "steps": [shrunk(step, changes) for step in recipe["steps"]]}
         (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
         result = CliRunner().invoke(cli, ["run", str(tmp_path / "recipe.yaml"), "--json"])
         body = json.loads(result.stdout)
@@ -78,6 +80,29 @@ def test_adversarial_training_measures_every_round(done):
     assert measured["repair/1/unseen", "harmful compliance"]["tokens"] > measured["repair/1/found", "harmful compliance"]["tokens"] == 0
 
 
+@pytest.mark.slow
+@pytest.mark.smollm2
+def test_on_the_default_model_too_both_trainings_end_in_gates_that_decide_every_rule(done, monkeypatch):
+    """With three prompts a step and two that cards look at; how long all of it takes is measured by bench/sft_dpo_exo.py."""
+    monkeypatch.setattr(trained, "LOOKED_AT", 2)
+    data = done("sft_dpo_exo", model="smollm2", attack={"max_tokens": 8, "limit": 3}, govern={"min_n": 1}, **{"evaluate/multiple_choice": {"limit": 3}})
+    steps = {s["name"]: s for s in data["steps"]}
+    assert {steps[name]["result"]["verdict"] for name in ("sft", "dpo", "exo")} <= {"pass", "fail"}  # decided; of two answers, by chance
+    for name in ("dpo_gate", "exo_gate"):
+        (decision,) = Run.open(steps[name]["run"]).lines("decisions", Decision).read()
+        assert len(decision.checks) == 6
+        assert {c.outcome for c in decision.checks} <= {"pass", "fail"}
+
+
+def test_the_last_measured_run_of_the_whole_recipe_was_fast_enough_and_decided_every_rule(monkeypatch):
+    monkeypatch.syspath_prepend(BENCH)
+    bench = importlib.import_module("sft_dpo_exo")
+    record = json.loads((BENCH / "results" / "sft_dpo_exo.json").read_text(encoding="utf-8"))
+    assert record["seconds"] < bench.MOST
+    assert record["gates"].keys() == {"dpo_gate", "exo_gate"}
+    assert {c["outcome"] for gate in record["gates"].values() for c in gate["checks"]} <= {"pass", "fail"}
+
+
 def test_demonstrations_pairs_dpo_and_exo_end_in_gates_that_decide_every_rule(done, monkeypatch):
     small = {name: {"lora_rank": 4} for name in ("align/sft", "align/dpo", "align/exo")}
     data = done("sft_dpo_exo", govern={"min_n": 1}, **small)
@@ -93,7 +118,7 @@ def test_demonstrations_pairs_dpo_and_exo_end_in_gates_that_decide_every_rule(do
     scores = Run.open(steps["dpo_capability"]["run"]).lines("scores", Score).read()
     assert all(s.low <= s.value <= s.high for s in scores)
     # the benchmark's record of such a run
-    monkeypatch.syspath_prepend(Path(__file__).resolve().parents[2] / "bench")
+    monkeypatch.syspath_prepend(BENCH)
     bench = importlib.import_module("sft_dpo_exo")
     record = bench.recorded({"run": data["run"], "data": data}, 0.0)
     assert set(record["gates"]) == {"dpo_gate", "exo_gate"}

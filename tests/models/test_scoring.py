@@ -110,6 +110,28 @@ def test_order_of_paths_changes_nothing(order_seed):
     assert torch.equal(first.path_len[order], shuffled.path_len)
 
 
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_groups_of_any_number_of_unequal_completions_share_a_row_exactly(count):
+    """Log-probabilities and gradient of four groups in one row, against single passes without padding or sharing."""
+    model, draw = tiny("llama"), random.Random(count)
+    pairs, group = [], []
+    for number in range(4):
+        prompt = [5, *(draw.randrange(3, 64) for _ in range(2 + 3 * number))]
+        pairs += [(prompt + [draw.randrange(3, 64) for _ in range(1 + 2 * k + number % 2)], len(prompt)) for k in range(count)]
+        group += [number] * count
+    paths = Paths.of(pairs, group=group)
+    assert len(Engine(model, backend="tree").plan(paths, grad=True)) == 1
+    truth, _ = alone(model, paths)
+    assert (Engine(model, backend="tree").score(paths).edge_logp - truth.detach()).abs().max() < 1e-5
+    weights = torch.randn(len(paths), generator=torch.Generator().manual_seed(0))
+    packed = gradient(model, paths, "tree")
+    model.zero_grad(set_to_none=True)
+    (
+        torch.stack([part.sum() for part in truth.split([len(ids) - start for ids, start in zip(paths.ids, paths.start, strict=True)])]) * weights
+    ).sum().backward()
+    assert relative(packed, torch.cat([parameter.grad.flatten() for parameter in model.parameters()])) < 1e-5
+
+
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("architecture", ["llama", "gemma2", "mistral"])
 def test_gradients_equal_those_of_padded_rows(architecture, tied):

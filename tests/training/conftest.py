@@ -10,6 +10,7 @@ import pytest
 from fiducial.align.dft import DFT
 from fiducial.align.dpo import DPO
 from fiducial.align.kto import KTO
+from fiducial.align.orpo import ORPO
 from fiducial.align.reward_model import RewardModel
 from fiducial.align.sft import SFT
 from fiducial.core.records import Completion, Group, Prompt, user
@@ -45,6 +46,7 @@ OBJECTIVES = {
     "dpo": DPO(beta=0.5, anchor=0.3),
     "dft": DFT(),
     "kto": KTO(beta=0.5, undesirable_weight=0.7),
+    "orpo": ORPO(mean="token"),
     "reward_model": RewardModel(),
     "valued": Valued(),
 }

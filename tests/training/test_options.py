@@ -1,6 +1,6 @@
 """Every option of training and of sampling changes what is trained, or what else it promises to change; a new option needs its line here."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 
@@ -8,7 +8,9 @@ from fiducial.align.ppo import PPO
 from fiducial.align.rloo import RLOO
 from fiducial.align.sft import SFT
 from fiducial.core.records import Completion, Group, Message, Prompt, user
+from fiducial.core.roles import Reward
 from fiducial.models.scripted import tiny
+from fiducial.training.constraint import Multiplier
 from fiducial.training.loop import train
 from fiducial.training.online import learn
 from fiducial.training.online_options import OnlineOptions
@@ -53,6 +55,20 @@ STOPS = {"kl_budget": {"kl_budget": 1e-9}, "length_change": {"length_change": 1e
 def fingerprint(model):
     model.changed()
     return model.fingerprint
+
+
+class Shortness(Reward):
+    """How little of an answer are letters."""
+
+    @property
+    def name(self):
+        return "test/shortness"
+
+    def options(self):
+        return {}
+
+    def score(self, groups):
+        return [tuple(0.1 * (6 - sum(c.isalpha() for c in each.text)) for each in g.completions) for g in groups]
 
 
 def told(made):
@@ -130,3 +146,25 @@ def test_an_option_of_sampling_ends_a_run(trainers, tmp_path, option):
     assert whole.stop == ""
     assert short.stop
     assert short.steps < whole.steps
+
+
+LIMIT = {"limit": -0.5, "weight": 1.0, "most": 20.0, "rate": 0.1, "delay": 0}
+COSTED = {"limit": 5.0, "weight": 2.0, "most": 1.0, "rate": 1.0, "delay": 5}
+"""Options of a limit on cost: where a run begins from, so that no bound is met; and another value of each."""
+
+
+def test_every_option_of_a_limit_on_cost_is_looked_at():
+    assert {f.name for f in fields(Multiplier)} == COSTED.keys() | {"recent"}
+
+
+@pytest.mark.parametrize("option", COSTED)
+def test_an_option_of_a_limit_on_cost_changes_the_weights(trainers, tmp_path, option):
+    def learnt(name, **changes):
+        model, rewards = tiny(), trainers.Mixture.of([trainers.Part(trainers.Letters())])
+        task = trainers.Task(trainers.PROMPTS, rewards, Shortness(), Multiplier(**LIMIT | changes))
+        learn(model, task, RLOO(), TRAIN.model_copy(update={"epochs": 6}), SAMPLE, folder=tmp_path / name)
+        return fingerprint(model)
+
+    one, again, other = learnt("one"), learnt("again"), learnt("other", **{option: COSTED[option]})
+    assert one == again
+    assert one != other

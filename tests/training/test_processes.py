@@ -38,7 +38,7 @@ def launched(launcher, *words, folder=None):
 def left(tmp_path_factory):
     """Where two processes left what came of every trainer with whole weights, all in one pair, since a start takes 20 seconds."""
     folder = tmp_path_factory.mktemp("two")
-    launched(TORCHRUN, SCRIPT, folder / "out.json", folder, 0, *WHOLE, "dpo@stopped")
+    launched(TORCHRUN, SCRIPT, folder / "out.json", folder, *WHOLE, "dpo@stopped")
     return folder
 
 
@@ -52,7 +52,7 @@ def two(left):
 def parts(tmp_path_factory):
     """The same with weights that are shared out, by the configuration that the guide gives."""
     folder = tmp_path_factory.mktemp("parts")
-    launched(ACCELERATE, SCRIPT, folder / "out.json", folder, 0, *SHARED_OUT)
+    launched(ACCELERATE, SCRIPT, folder / "out.json", folder, *SHARED_OUT)
     return json.loads((folder / "out.json").read_text())
 
 

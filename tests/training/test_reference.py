@@ -1,11 +1,19 @@
 """The table of reference log-probabilities: computed once, and only for these weights and tokens."""
 
+from dataclasses import dataclass, field
+from typing import ClassVar
+
 import pytest
 import torch
 
+from fiducial.align.sft import SFT
 from fiducial.core.records import user
+from fiducial.core.roles import Objective
 from fiducial.models.forest import Paths
+from fiducial.models.local import LocalModel
 from fiducial.models.scripted import tiny
+from fiducial.training.loop import train
+from fiducial.training.options import TrainOptions
 from fiducial.training.reference import key, logprobs
 
 
@@ -80,4 +88,82 @@ def test_another_temperature_is_another_table(model, tmp_path):
     chosen = paths(model, "yes")
     one, other = (logprobs(model.engine, chosen, fingerprint="f", folder=tmp_path, temperature=t) for t in (1.0, 2.0))
     assert not torch.allclose(one, other)
+    assert len(files(tmp_path)) == 2
+
+
+@dataclass(frozen=True, slots=True)
+class Compared(Objective):
+    """Writes down how far the policy is from the reference, as largest difference of a completion and of a token."""
+
+    reads: ClassVar = ("tokens",)
+    needs_reference: ClassVar = True
+    seen: list = field(default_factory=list)
+
+    def __call__(self, policy, reference=None):
+        apart = (policy.logp - reference.logp).abs().max(), (policy.per_token - reference.per_token).abs().max()
+        self.seen.append(max(float(x.detach()) for x in apart))
+        return policy.logp.sum(1)
+
+
+OPTIONS = TrainOptions(batch=8, learning_rate=1e-2, lora_rank=2)
+
+
+def moved(made, folder):
+    """A model with an adapter that was trained before."""
+    model = tiny()
+    train(model, made.pairs(3), SFT(), OPTIONS, folder=folder / "before")
+    return model
+
+
+STARTS = {
+    "a new adapter": (lambda *_: tiny(), {}),
+    "all weights": (lambda *_: tiny(), {"lora_rank": 0}),
+    "an adapter that was there": (moved, {}),
+    "groups over several rows": (lambda made, _: made.budgeted(30, backend="split"), {}),
+    "all weights over several rows": (lambda made, _: made.budgeted(30, backend="split"), {"lora_rank": 0}),
+}
+
+
+class StopError(Exception):
+    """Ends a training after its first step, before a checkpoint."""
+
+
+def stop(*_):
+    raise StopError
+
+
+@pytest.mark.parametrize("start", STARTS)
+def test_before_the_first_update_the_policy_is_the_reference_computed_or_read(made, tmp_path, start):
+    begin, changes = STARTS[start]
+    found = []
+    for _ in range(2):
+        objective = Compared()
+        with pytest.raises(StopError):
+            train(begin(made, tmp_path), made.pairs(), objective, OPTIONS.model_copy(update=changes), folder=tmp_path, report=stop)
+        found.append((objective.seen[0], files(tmp_path), [(tmp_path / f).stat().st_mtime_ns for f in files(tmp_path)]))
+    (computed, *table), (read, *again) = found
+    assert max(computed, read) < 1e-4
+    assert again == table  # the second one wrote nothing
+    assert len(table[0]) == 1
+
+
+@pytest.mark.parametrize("change", ["weights", "type", "template", "answers"])
+def test_a_table_of_something_else_is_not_taken_for_the_reference(made, tmp_path, change):
+    """A model whose weights, type of weights or template changed, or other answers: the policy is its own reference all the same."""
+    for changed in (False, True):
+        model, pairs, objective = tiny(), made.pairs(), Compared()
+        if changed and change == "weights":
+            with torch.no_grad():
+                model.module.lm_head.weight.mul_(1.5)
+        elif changed and change == "type":
+            model.module = model.module.bfloat16()
+        elif changed and change == "template":
+            tokenizer = model.tokenizer
+            tokenizer.chat_template = "You are kind. " + tokenizer.chat_template
+            model = LocalModel(model.module, tokenizer, uri="tiny")
+        elif changed:
+            pairs = [g.model_copy(update={"completions": g.completions[::-1]}) for g in pairs]
+        with pytest.raises(StopError):
+            train(model, pairs, objective, OPTIONS, folder=tmp_path, report=stop)
+        assert objective.seen[0] < (0.05 if changed and change == "type" else 1e-4)
     assert len(files(tmp_path)) == 2

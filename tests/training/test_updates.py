@@ -7,6 +7,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
+from fiducial.align.orpo import ORPO
 from fiducial.align.reward_model import RewardModel
 from fiducial.align.sft import SFT
 from fiducial.core.roles import Objective
@@ -124,7 +125,7 @@ def test_the_head_moves_with_the_adapter_though_the_base_is_frozen(made):
     assert one.steps == 1
 
 
-@pytest.mark.parametrize("objective", [SFT(), RewardModel()], ids=["log-probabilities", "a head's scores"])
+@pytest.mark.parametrize("objective", [SFT(), ORPO(mean="token"), RewardModel()], ids=["log-probabilities", "what couples a step", "a head's scores"])
 def test_a_step_in_two_threads_is_the_step_in_one(made, monkeypatch, objective):
     """Loss, figures and gradient; the weights of an adapter, float32."""
     import fiducial.training.updates as module

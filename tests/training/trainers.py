@@ -1,27 +1,25 @@
-"""Trains tiny models and writes what came of each; to be killed, or run by several processes at once.
+"""Trains tiny models and writes what came of each; to be run by several processes at once, or in children that are killed.
 
-python trainers.py OUT FOLDER KILL TRAINER...
+python trainers.py OUT FOLDER TRAINER...
 
 A trainer is an objective's name, as in dpo, with what is special about it: sft@full trains all weights, sft@full@bfloat16 weights of that
 type, dpo@rows cuts groups into several rows, dpo@stopped stops after a step, dpo@again goes on after that, dpo@online learns from its own
-samples, rloo@cost and ppo@cost have a cost to keep below a limit, the second with a critic of it. KILL is the checkpoint in the middle of
-whose writing the process dies; 0 for none.
-The first of several processes writes OUT, the others OUT.1, OUT.2, ...
+samples, rloo@cost and ppo@cost have a cost to keep below a limit, the second with a critic of it. The first of several processes writes OUT,
+the others OUT.1, OUT.2, ...
 """
 
 import json
 import os
-import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
-import safetensors.torch
 import torch
 
 from fiducial.core import registry
 from fiducial.core.errors import ConfigError
-from fiducial.core.records import Completion, Group, Prompt, user
+from fiducial.core.records import Completion, Group, Prompt, digest, user
 from fiducial.core.roles import Reward
 from fiducial.models.local import LocalModel
 from fiducial.models.scoring import Engine
@@ -87,7 +85,7 @@ def go(trainer, folder, *, report=None, again=False):
     name, *special = trainer.split("@")
     card = registry.card(f"align/{name}")
     sampled = bool(card.constants.get("on_policy"))
-    objective = registry.create(card.name, {"beta": 0.5} if sampled or name in ("dpo", "kto") else {})
+    objective = registry.create(card.name, {"beta": 0.5} if sampled or name in ("dpo", "kto") else {"mean": "token"} if name == "orpo" else {})
     stops = not again and not {"again", "stopped"}.isdisjoint(special)
     options = OPTIONS.model_copy(update={"lora_rank": 0 if "full" in special else 4, "minutes": 1e-9 if stops else None})
     model = budgeted(30, backend="split") if "rows" in special else tiny()
@@ -117,22 +115,21 @@ def found(model, result):
     return {"fingerprint": model.fingerprint, "history": result.history, "tokens": result.naive_tokens, "weights": weights, "stop": result.stop}
 
 
-def kill_at_checkpoint(number):
-    """Dies when so many are written but for their second file."""
-    save, seen = safetensors.torch.save_file, []
-
-    def saved(tensors, path, *args, **kwargs):
-        seen.append(path)
-        if len(seen) == 2 * number:
-            os.kill(os.getpid(), signal.SIGKILL)
-        save(tensors, path, *args, **kwargs)
-
-    safetensors.torch.save_file = saved
+def lived(trainer, folder):
+    """What came of a trainer, its weights as a hash, and the steps that this process made; to be called again in a process that goes on."""
+    steps = []
+    result = found(*go(trainer, Path(folder), report=lambda step, *_: steps.append(step)))
+    return result | {"weights": digest(result["weights"])}, steps
 
 
-def main(out, folder, kill, *trainers):
-    if int(kill):
-        kill_at_checkpoint(int(kill))
+def warm():
+    """Makes a process do once what is slow the first time."""
+    torch.set_num_threads(1)
+    with TemporaryDirectory() as folder:
+        go("ppo", Path(folder))
+
+
+def main(out, folder, *trainers):
     results = {}
     for trainer in trainers:
         try:

@@ -4,23 +4,24 @@ What it does: supervised fine-tuning on the preferred completions with a term th
 Use it when:  one stage should teach both the format and the preference, starting from a base model.
 Formula:      loss = -w - beta * log sigmoid(odds(w) - odds(l)), odds(a) = a - log(1 - exp(a)), with w = mean log-probability per token
               of the preferred completion and l that of the other, in nats; groups of one completion have the first term alone.
+              With mean=token the first term of a step is minus the sum over its preferred tokens, divided by their number.
 Defaults:     beta 0.1 and learning rate 8e-6 (paper, where beta is lambda).
-Limits:       the odds term is weak beside the first: by itself it does not make a model unlearn. The first is over the completion only, each
-              group counting alike; TRL takes it over prompt and completion, each token of a batch counting alike.
+Limits:       the odds term is weak beside the first: by itself it does not make a model unlearn. The first is over the completion only; TRL
+              takes it over prompt and completion, each token of a batch counting alike, as mean=token has it for completions.
 Source:       Hong et al. 2024, arXiv:2403.07691, eq. 6 and 7.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import ClassVar, Literal, final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from fiducial.align.base import PairObjective, likelihood, per_token
-from fiducial.training.objective import GroupLogProbs
+from fiducial.training.objective import GroupLogProbs, Step
 
 CERTAIN = -1e-6
 """Mean log-probability from which a completion counts as certain: its odds are infinite at 0, and float32 knows them no better."""
@@ -37,6 +38,8 @@ class ORPO(PairObjective):
 
     beta: float = 0.1
     """Weight of the odds ratio; > 0."""
+    mean: Literal["sequence", "token"] = "sequence"
+    """What counts alike in the first term: each completion (the paper), or each token of a step, so that long ones count more."""
 
     def __post_init__(self) -> None:
         if not self.beta > 0:
@@ -44,7 +47,10 @@ class ORPO(PairObjective):
 
     def __call__(self, policy: GroupLogProbs, reference: GroupLogProbs | None = None) -> Tensor:
         """Loss per group, [G], in nats."""
-        return self.contrast(policy) - likelihood(policy)
+        if self.mean == "sequence":
+            return self.contrast(policy) - likelihood(policy)
+        # the loop divides by the groups of the step, and this by their tokens per group: by all tokens
+        return self.contrast(policy) - (policy.targets * policy.logp).sum(1) / (policy.step or Step.of(policy)).preferred_tokens
 
     def score(self, policy: GroupLogProbs, reference: GroupLogProbs | None) -> Tensor:
         """Log-odds of the mean log-probability per token, [G, K]."""

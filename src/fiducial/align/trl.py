@@ -14,6 +14,7 @@ Source:       TRL 1.12 or later, von Werra et al. 2020, https://github.com/huggi
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import sys
 import warnings
@@ -199,8 +200,17 @@ def _objections(kind: str) -> Iterator[None]:
 
 def _checkpoint(folder: Path) -> str | None:
     """The newest checkpoint that was written to its end: the state of the trainer comes last."""
-    found = [p.parent for p in folder.glob("checkpoint-*/trainer_state.json") if p.parent.name.rpartition("-")[2].isdigit()]
+    found = [p.parent for p in folder.glob("checkpoint-*/trainer_state.json") if p.parent.name.rpartition("-")[2].isdigit() and _whole(p)]
     return str(max(found, key=lambda p: int(p.name.rpartition("-")[2]))) if found else None
+
+
+def _whole(path: Path) -> bool:
+    """Whether a JSON file was written to its end."""
+    try:
+        json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def _result(trainer: Any, rows: Mapping[str, list[Any]], *, packed: bool) -> TrainResult:

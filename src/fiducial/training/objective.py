@@ -42,6 +42,20 @@ class Tokens:
         return Tokens(group, self.completion[index], self.position[index], self.logp[index], values, costs, given)
 
 
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What couples the losses of a step, known before any model is run."""
+
+    preferred_tokens: float
+    """Tokens of the preferred completions per group, groups counted by their weight; 1 where none counts."""
+
+    @classmethod
+    def of(cls, groups: GroupLogProbs) -> Step:
+        """That of a step of these groups."""
+        weight = float(groups.weight.sum())
+        return cls(float((groups.weight * (groups.targets * groups.length).sum(1)).sum()) / weight if weight else 1.0)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class GroupLogProbs:
     """Log-probabilities of G groups of up to K completions, in nats, float32. Places beyond a group's completions are masked."""
@@ -69,6 +83,8 @@ class GroupLogProbs:
     """What each completion costs, [G, K], under a limit on it, for an objective that values cost by itself; for others it was taken off the rewards."""
     cost_weight: float = 0.0
     """How much that counts beside a reward of weight 1."""
+    step: Step | None = None
+    """What is known of the whole step that these groups are a part of; None = they are all of it."""
 
     def with_logp(self, logp: Tensor) -> GroupLogProbs:
         """The same groups under another model."""

@@ -30,7 +30,7 @@ from fiducial.models.scoring import Engine, Scores
 from fiducial.training import checkpoint
 from fiducial.training.data import Data
 from fiducial.training.heads import Heads
-from fiducial.training.objective import GroupLogProbs
+from fiducial.training.objective import GroupLogProbs, Step
 from fiducial.training.options import TrainOptions
 from fiducial.training.processes import gathered, total
 from fiducial.training.sharding import IDLE
@@ -53,6 +53,8 @@ class _Work:
     """Of all groups of the data."""
     mismatched: Tensor | None
     """Log-probabilities of the step's mismatched pairs, [M]."""
+    step: Step | None = None
+    """What couples its losses; without it the groups of each loss are taken for all of them."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -119,7 +121,7 @@ class Updates:
         share = everything.weight / (counted or 1.0)  # nothing to divide by when no group of the step counts
         mine = range(self.accelerator.process_index, len(chosen), self.accelerator.num_processes)
         own = [chosen[i] for i in mine]
-        work = _Work(data, replace(reference, mismatched=mismatched) if reference is not None else None, self._mismatched(data, chosen))
+        work = _Work(data, replace(reference, mismatched=mismatched) if reference is not None else None, self._mismatched(data, chosen), Step.of(everything))
         loss, read = self._backward(work, own, share[torch.tensor(list(mine), dtype=torch.long)])
         self._reduce()
         norm = self._clip()
@@ -139,7 +141,7 @@ class Updates:
         """Loss (per token where that is how it is divided) and metrics of every group of `data`; nothing is learnt. Called by every process."""
         chosen = range(len(data.groups))
         own = list(chosen[self.accelerator.process_index :: self.accelerator.num_processes])
-        work = _Work(data, replace(reference, mismatched=mismatched) if reference is not None else None, self._mismatched(data, chosen))
+        work = _Work(data, replace(reference, mismatched=mismatched) if reference is not None else None, self._mismatched(data, chosen), Step.of(data.parts))
         said = gathered(self.accelerator, (own, self._forward(data.paths.select(data.paths_of(own)))))
         everything = [g for places, _ in said for g in places]
         policy = self._policy(work, everything, [torch.cat(parts) for parts in zip(*(read for _, read in said), strict=True)])
@@ -198,7 +200,7 @@ class Updates:
             groups = replace(groups, scores=work.data.place(chosen, first))
         else:
             groups = groups.with_logp(work.data.place(chosen, first))
-        return replace(groups, mismatched=work.mismatched)
+        return replace(groups, mismatched=work.mismatched, step=work.step)
 
     def _loss(self, work: _Work, chosen: Sequence[int], share: Tensor, read: Sequence[Tensor]) -> Tensor:
         losses = self.objective(self._policy(work, chosen, read), work.reference.select(chosen) if work.reference is not None else None)
