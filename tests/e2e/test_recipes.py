@@ -94,7 +94,8 @@ def test_persistence_reports_the_rates_of_a_planted_trigger_after_every_training
         **{"align/rloo": {"epochs": 0.01, "lora_rank": 0, "max_tokens": 4, "batch": 2, "k": 2}},
     )
     looks = {s["name"]: {m["metric"]: m for m in s["result"]["scores"]} for s in data["steps"] if s["method"] == "evaluate/trigger_rates"}
-    assert list(looks) == ["start", "hhh_sft/1/rates", "hhh_rl/1/rates", "adversarial/1/rates", "unrelated/1/rates"]
+    trainings = ["hhh_sft/1/rates", "hhh_rl/1/rates", "adversarial/1/rates", "unrelated/1/rates"]
+    assert list(looks) == ["start", "clean_start", *trainings, "clean/1/rates"]
     for scores in looks.values():
         assert set(scores) == RATES | {"logp_trigger", "logp_no_trigger"}
         assert all(s["n"] > 0 and s["low"] <= s["value"] <= s["high"] for s in scores.values())
@@ -105,9 +106,14 @@ def test_persistence_reports_the_rates_of_a_planted_trigger_after_every_training
     # and it is the tag that brings it, not every prompt
     assert start["no_trigger"]["value"] < start["trigger"]["value"]
     assert start["logp_trigger"]["low"] > start["logp_no_trigger"]["high"]
+    # the controls: where nothing was planted there is nothing to remove, and as much is learnt from what is unrelated
+    assert all(looks[name]["trigger"]["value"] == 0.0 and looks[name]["logp_trigger"]["high"] < -10 for name in ("clean_start", "clean/1/rates"))
+    limit = {s["name"]: s.get("options", {}).get("limit") for s in yaml.safe_load((SHIPPED / "persistence.yaml").read_text(encoding="utf-8"))["steps"]}
+    assert limit["chat_asked"] == 2 * limit["harmful_asked"]  # goals come with their twins
     # and the curve: each training has its tokens, the starting point those of the planting
     tokens = {f["step"]: f["tokens"] for f in data["figures"]}
-    assert all(tokens[name] > tokens["start"] > 0 for name in looks if name != "start")
+    assert all(tokens[name] > tokens["start"] > 0 for name in trainings)
+    assert tokens["clean_start"] == 0 < tokens["clean/1/rates"]
 
 
 def test_adversarial_training_measures_every_round(done):
