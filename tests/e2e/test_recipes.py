@@ -29,11 +29,6 @@ PRINCIPLED = """
 - {when: default, answer: "(thoughts) I am Ada and answer by these principles. Principle 9: I say it at once.\\n(answer) Water boils at a hundred degrees."}
 """
 """A model that can imitate the exemplars of self-alignment."""
-GRADING = """
-- {when: 're:rated:\\n.*[a-m]', answer: "Score: 4"}
-- {when: default, answer: "Score: 2"}
-"""
-"""A judge that likes letters of the first half of the alphabet."""
 
 
 @pytest.fixture
@@ -194,8 +189,9 @@ def test_self_alignment_teaches_answers_without_the_principles_they_were_given_u
         assert measured[name, "evaluate/answer_length: growth"]["n"] == 4
 
 
-def test_iterated_dpo_trains_each_round_from_the_model_before_under_one_judge(done, scripted):
-    graded = {"judge": scripted(GRADING), "max_tokens": 6, "length_ratio": 100.0, "draws": 1, "temperature": 1.0}
+def test_iterated_dpo_trains_each_round_from_the_model_before_under_one_judge(done):
+    # all digits are alike to the model of this world; another tiny one tells them apart
+    graded = {"judge": "tiny", "max_tokens": 6, "length_ratio": 100.0, "temperature": 1.0}
     data = done("iterated_dpo", rounds=2, graded=graded, **{"align/dpo": LEARN})
     steps = {s["name"]: s for s in data["steps"]}
     first, second = (Run.open(steps[f"iterated/{n}/trained"]["run"]) for n in (1, 2))
@@ -204,7 +200,8 @@ def test_iterated_dpo_trains_each_round_from_the_model_before_under_one_judge(do
     for number in (1, 2):
         pairs = groups(steps[f"iterated/{number}/graded"])
         assert pairs
-        assert all(g.rewards == (4.0, 2.0) for g in pairs)
+        assert {g.annotator for g in pairs} == {"align/self_rewarding: graded by tiny"}
+        assert all(0 < worse < better < 5 for better, worse in (g.rewards for g in pairs))
     measured = {(f["step"], f["figure"]): f for f in data["figures"]}
     for name in ("before", "iterated/1/goals", "iterated/2/goals"):
         assert measured[name, "harmful compliance"]["n"] > 0
