@@ -1,11 +1,13 @@
 import logging
+from math import exp
 
 import pytest
+import torch
 
-from fiducial.align.self_rewarding import SelfRewarding, grade, grading, widest
+from fiducial.align.self_rewarding import SelfRewarding, expected, grade, grading, widest
 from fiducial.core import registry
-from fiducial.core.errors import ConfigError
-from fiducial.core.records import Attempt, Prompt, Verdict, user
+from fiducial.core.errors import ConfigError, MethodError
+from fiducial.core.records import Attempt, Message, Prompt, Verdict, user
 from fiducial.models.scripted import ScriptedModel, tiny
 
 
@@ -97,7 +99,50 @@ def test_it_runs_on_a_model_with_weights():
     assert SelfRewarding(answers=2, draws=1, max_tokens=6).make([attempt()], tiny()) == []  # it writes no grades
 
 
+@pytest.mark.parametrize(("language", "begin", "digits"), [("en", "Score:", " {}"), ("zh", "得分：", "{}")])
+def test_an_expected_grade_is_the_mean_of_the_probabilities_of_the_digits(language, begin, digits):
+    judge, request = tiny(), user("Rate it.")
+    (found,) = expected(judge, [request], [language])
+    reply = (*request, Message(role="assistant", content=begin))
+    pairs = [judge.encode(reply, digits.format(n), end=False) for n in range(6)]
+    # each digit by a forward pass of its own
+    chances = []
+    for ids, start in pairs:
+        logits = judge.module(torch.tensor([ids])).logits[0].log_softmax(-1)
+        chances.append(sum(logits[i - 1, ids[i]].item() for i in range(start, len(ids))))
+    weights = [exp(c - max(chances)) for c in chances]
+    assert found == pytest.approx(sum(n * w for n, w in enumerate(weights)) / sum(weights), abs=1e-4)
+    assert expected(judge, [], []) == []
+
+
+def test_a_judge_that_writes_no_grades_still_orders_answers_by_expected_ones():
+    def sampled(**_):
+        raise AssertionError("expected grades are not sampled")
+
+    judge = tiny()
+    judge.uri, judge.sample = "judge", sampled
+    policy = ScriptedModel(default=["good answer", "fair answer", "poor answer"])
+    policy.beside = lambda _: judge
+    method = SelfRewarding(judge="judge", answers=3, grades="expected")
+    (group,) = method.make([attempt()], policy)
+    rewards = {text: expected(tiny(), [grading(attempt(), text)], ["en"])[0] for text in ("good answer", "fair answer", "poor answer")}
+    best, worst = max(rewards, key=rewards.get), min(rewards, key=rewards.get)
+    assert [c.text for c in group.completions] == [best, worst]
+    assert group.rewards == pytest.approx((rewards[best], rewards[worst]), abs=1e-5)
+    assert 0 < group.rewards[1] < group.rewards[0] < 5
+
+
+def test_expected_grades_need_the_weights_of_the_judge():
+    with pytest.raises(MethodError, match="which scripted does not give"):
+        SelfRewarding(grades="expected").make([attempt()], ScriptedModel(default=["Yes", "No"]))
+
+
 @pytest.mark.parametrize("options", [{"answers": 1}, {"draws": 0}, {"length_ratio": 0.9}, {"max_tokens": 0}, {"temperature": 0.0}])
 def test_options_out_of_range_are_config_errors(options):
     with pytest.raises(ConfigError, match="answers must be"):
         registry.create("align/self_rewarding", options)
+
+
+def test_grades_are_sampled_or_expected():
+    with pytest.raises(ConfigError, match="not 'guessed'"):
+        registry.create("align/self_rewarding", {"grades": "guessed"})

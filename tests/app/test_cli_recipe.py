@@ -130,6 +130,10 @@ def test_a_block_may_begin_with_another_model_and_its_name_is_its_last_training(
         ({"steps": ROUND}, "needs a name"),
         ({"name": "x", "steps": [{"name": "y", "steps": ROUND}]}, "nor blocks inside"),
         ({"name": "x", "rounds": 2, "steps": ROUND[:2]}, "nothing in these steps trains"),
+        ({"name": "x", "method": "attack/direct", "stop": {"step": "x", "figure": "f", "above": 0}}, "has no rounds to stop"),
+        ({"name": "x", "steps": ROUND, "stop": {"step": "other", "figure": "f", "above": 0}}, "names no step of the block"),
+        ({"name": "x", "steps": ROUND, "stop": {"step": "after", "figure": "f"}}, "or not one bound"),
+        ({"name": "x", "steps": ROUND, "stop": {"step": "after", "figure": "f", "above": 1, "below": 0}}, "or not one bound"),
     ],
 )
 def test_a_block_that_cannot_be_done_is_an_error(step, message):
@@ -207,3 +211,51 @@ def test_a_reference_within_a_mapping_is_checked_and_resolved(call, recipe, tmp_
     assert code == 0, body
     first, second = body["data"]["steps"]
     assert Run.open(second["run"]).facts.options["reward"] == [{"reward": "learned_reward", "models": [f"run:{first['run']}"]}]
+
+
+@pytest.fixture
+def rounds(tmp_path):
+    """A recipe of three rounds of training and looking, on the tiny model, which ends as `stop` says; and a last look at what the block made."""
+    (tmp_path / "data.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "a"}\n{"prompt": "c"}\n')
+    look = {"base": "recipe:model", "data": f"{tmp_path}/prompts.jsonl", "split": "", "max_tokens": 2}
+    block = [
+        {"name": "trained", "method": "align/sft", "options": {"data": f"{tmp_path}/data.jsonl", "lora_rank": 2}},
+        {"name": "look", "method": "evaluate/answer_length", "model": "step:trained", "options": look},
+    ]
+
+    def written(**stop):
+        steps = [
+            {"name": "r", "rounds": 3, "stop": {"step": "look"} | stop, "steps": block},
+            {"name": "end", "method": "evaluate/answer_length", "model": "step:r", "options": look},
+        ]
+        (tmp_path / "r.yaml").write_text(json.dumps({"model": "tiny", "steps": steps}), encoding="utf-8")
+        return tmp_path / "r.yaml"
+
+    return written
+
+
+@pytest.mark.parametrize(("stop", "done"), [({"below": 0.5}, 1), ({"above": -0.5}, 1), ({"above": 0.0}, 3), ({"below": 0.0}, 3)])
+def test_a_block_ends_after_the_round_in_which_the_figure_is_past_its_bound(call, rounds, stop, done):
+    body, code = call("run", rounds(figure="longer", **stop))  # one step on one pair changes no length: the share is 0
+    assert code == 0, body
+    steps = {s["name"]: s for s in body["data"]["steps"]}
+    assert list(steps) == [f"r/{n}/{name}" for n in range(1, done + 1) for name in ("trained", "look")] + ["end"]
+    assert len([r for r in Run.all() if r.facts.command == "align/sft"]) == done
+    # what comes afterwards begins with the last round that was done
+    assert Run.open(steps["end"]["run"]).facts.options["model"] == f"run:{steps[f'r/{done}/trained']['run']}"
+    again, _ = call("run", rounds(figure="longer", **stop), "--resume", body["run"])
+    assert again["data"]["steps"] == body["data"]["steps"]
+
+
+def test_a_figure_that_the_step_does_not_have_is_an_error_and_not_a_reason_to_go_on(call, rounds):
+    body, code = call("run", rounds(figure="longre", above=1))
+    assert (body["error"]["message"], code) == ("r: look has no figure 'longre'", 2)
+    assert body["error"]["hint"] == "did you mean 'longer'?"
+
+
+def test_the_model_of_the_recipe_stays_what_it_is_while_rounds_train(call, rounds):
+    body, _ = call("run", rounds(figure="longer", above=1))
+    looks = [Run.open(s["run"]).facts.options for s in body["data"]["steps"] if s["method"] == "evaluate/answer_length"]
+    assert [o["base"] for o in looks] == ["tiny"] * 4
+    assert all(o["model"].startswith("run:") for o in looks)

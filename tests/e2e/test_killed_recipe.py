@@ -43,10 +43,11 @@ def outcome(done, runs):
 def test_kill_minus_nine_in_both_rounds_ends_where_an_uninterrupted_run_does(spawn, recipe, tmp_path):
     whole = spawn(*recipe, cwd=tmp_path / "whole")
     args = recipe
-    # in the middle of making pairs, then of the first training, then of the second
-    for point in ("lines:self-rewarding:2", "checkpoint:2", "checkpoint:6"):
+    # in the middle of making pairs (while answers come, then while pairs are written), then of the first training, then of the second
+    for point in ("lines:make/answers:1", "lines:self-rewarding:2", "checkpoint:2", "checkpoint:6"):
         killed = spawn(*args, kill=point)
         assert killed.returncode == -signal.SIGKILL, killed.stderr
         args = [*recipe, "--resume", "last"]
-    assert len(list((tmp_path / "runs").glob("*-align-dpo-*"))) == 2
+    for method, number in (("self-rewarding", 2), ("dpo", 2)):
+        assert len(list((tmp_path / "runs").glob(f"*-align-{method}-*"))) == number
     assert outcome(spawn(*args), tmp_path / "runs") == outcome(whole, tmp_path / "whole")

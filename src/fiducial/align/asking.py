@@ -24,9 +24,7 @@ def helper(uri: str, model: Model) -> Iterator[Model]:
     if not uri:
         yield model
         return
-    from fiducial.models import open as opening
-
-    other = opening.open(uri)
+    other = model.beside(uri)
     try:
         yield other
     finally:

@@ -4,12 +4,14 @@ What it does: samples several answers to what was asked, has a judge (by default
               points in several draws, and pairs the best with the worst.
 Use it when:  prompts are many and labels few, and the judge can grade. Train with align/dpo, then make new pairs with the trained model;
               its reference is the model that each round began with.
-Formula:      reward = mean of the readable grades, 0 to 5; the pair is the widest gap among two answers whose lengths differ by at most
-              `length_ratio`.
-Defaults:     4 answers at temperature 0.7 and top-p 0.9, 3 grades each at the same temperature.
-Limits:       a judge that is trained with the model drifts with it: name a fixed `judge` unless that is the experiment. Small models grade
-              nearly at random. Harmful goals are graded by another rubric, which prefers a good refusal.
-Source:       Yuan et al. 2024, arXiv:2401.10020, section 2; the rubrics are our own, in self_rewarding.json.
+Formula:      reward = mean of the readable grades, 0 to 5; with `expected`, sum over n of n p(n), p the judge's probabilities of 0 to 5
+              after "Score:". The pair is the widest gap among two answers whose lengths differ by at most `length_ratio`.
+Defaults:     4 answers at temperature 0.7 and top-p 0.9, 3 grades each at the same temperature, sampled.
+Limits:       a judge that is trained with the model drifts with it: name a fixed `judge` unless that is the experiment. Small models write hardly
+              any grade that can be read; with `expected` they always give one, nearly at random. Harmful goals are graded by another rubric,
+              which prefers a good refusal.
+Source:       Yuan et al. 2024, arXiv:2401.10020, section 2; expected grades: Liu et al. 2023, arXiv:2303.16634, eq. 1; the rubrics are our own, in
+              self_rewarding.json.
 """
 
 from __future__ import annotations
@@ -23,11 +25,13 @@ from functools import cache
 from itertools import permutations
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, Any, Literal, final
 
 from fiducial.align.asking import ask, asked, counted, distinct, helper, portions, tongue, transcript
-from fiducial.core.records import Attempt, Completion, Conversation, Group, user
+from fiducial.core.errors import MethodError
+from fiducial.core.records import Attempt, Completion, Conversation, Group, Message, user
 from fiducial.core.roles import Maker, Sink, ignore
+from fiducial.models.base import WhiteBox
 
 if TYPE_CHECKING:
     from fiducial.models.base import Model
@@ -36,6 +40,9 @@ log = logging.getLogger(__name__)
 
 TOP_P = 0.9
 POINTS = 5
+GRADES = range(POINTS + 1)
+SCORE = {"en": "Score:", "zh": "得分："}
+"""How a reply begins from which the grade is read."""
 
 
 @final
@@ -49,6 +56,8 @@ class SelfRewarding(Maker):
     """Answers sampled per prompt, at least 2; equal ones count once."""
     draws: int = 3
     """Grades drawn per answer; their mean is its reward."""
+    grades: Literal["sampled", "expected"] = "sampled"
+    """Grades that the judge writes after its reasons, or the mean of its probabilities of the grades, without reasons; that needs its weights."""
     length_ratio: float = 1.5
     """The longer answer of a pair has at most this many times the characters of the other."""
     max_tokens: int = 160
@@ -57,6 +66,8 @@ class SelfRewarding(Maker):
     """Of answers and grades."""
 
     def __post_init__(self) -> None:
+        if self.grades not in ("sampled", "expected"):
+            raise ValueError(f"grades are sampled or expected, not '{self.grades}'")
         if self.answers < 2 or self.draws < 1 or self.length_ratio < 1 or self.max_tokens < 1 or self.temperature <= 0:
             raise ValueError(
                 "answers must be at least 2, draws, length_ratio and max_tokens at least 1, temperature above 0; "
@@ -72,8 +83,8 @@ class SelfRewarding(Maker):
         with helper(self.judge, model) as judge:
             for some in portions(scored):
                 sampled = [distinct(row) for row in ask(model, [asked(a) for a in some], k=self.answers, **how)]
-                requests = [grading(a, c.text) for a, row in zip(some, sampled, strict=True) for c in row]
-                grades = iter([[grade(c.text) for c in row] for row in ask(judge, requests, k=self.draws, **how)])
+                answers = [(a, c.text) for a, row in zip(some, sampled, strict=True) for c in row]
+                grades = iter(self._grades(judge, answers, how))
                 for attempt, row in zip(some, sampled, strict=True):
                     group = self._pair(attempt, row, [next(grades) for _ in row], judge)
                     if isinstance(group, Group):
@@ -85,7 +96,16 @@ class SelfRewarding(Maker):
             log.warning("%d of %d prompts gave no pair: %s", len(without), len(scored), counted(without))
         return groups
 
-    def _pair(self, attempt: Attempt, answers: list[Completion], grades: list[list[int | None]], judge: Model) -> Group | str:
+    def _grades(self, judge: Model, answers: Sequence[tuple[Attempt, str]], how: dict[str, Any]) -> list[list[float | None]]:
+        """The grades of each answer, None where one cannot be read. Raises MethodError for expected grades of a model whose weights are elsewhere."""
+        requests = [grading(attempt, text) for attempt, text in answers]
+        if self.grades == "sampled":
+            return [[grade(c.text) for c in row] for row in ask(judge, requests, k=self.draws, **how)]
+        if not isinstance(judge, WhiteBox):
+            raise MethodError(f"expected grades are read from probabilities, which {judge.uri} does not give", hint="take sampled ones, or another judge")
+        return [[value] for value in expected(judge, requests, [tongue(attempt.prompt.language) for attempt, _ in answers])]
+
+    def _pair(self, attempt: Attempt, answers: list[Completion], grades: list[list[float | None]], judge: Model) -> Group | str:
         """The pair, or why there is none."""
         read = [[g for g in some if g is not None] for some in grades]
         rewards = [fmean(some) if some else None for some in read]
@@ -126,6 +146,20 @@ def grade(text: str) -> int | None:
     """
     found = re.findall(r"(?:Score|得分)\W{0,4}(\d+)(?!\d|\.\d)", text, re.IGNORECASE)
     return int(found[-1]) if found and int(found[-1]) <= POINTS else None
+
+
+def expected(judge: WhiteBox, requests: Sequence[Conversation], languages: Sequence[str]) -> list[float]:
+    """The mean grade, 0 to 5, of the judge's probabilities of each grade as the beginning of its reply."""
+    from fiducial.models.forest import Paths
+
+    if not requests:
+        return []
+    begun = [(*r, Message(role="assistant", content=SCORE[language])) for r, language in zip(requests, languages, strict=True)]
+    # the space belongs to the digit in most vocabularies
+    pairs = [judge.encode(c, f"{'' if language == 'zh' else ' '}{n}", end=False) for c, language in zip(begun, languages, strict=True) for n in GRADES]
+    logp = judge.score(Paths.of(pairs, group=[i // len(GRADES) for i in range(len(pairs))])).path_logp
+    shares: list[list[float]] = logp.reshape(-1, len(GRADES)).softmax(1).tolist()
+    return [sum(n * p for n, p in zip(GRADES, row, strict=True)) for row in shares]
 
 
 def grading(attempt: Attempt, answer: str) -> Conversation:

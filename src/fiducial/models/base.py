@@ -47,6 +47,12 @@ class Model(ABC):
         and `error`; it is not an exception unless nothing can be had at all.
         """
 
+    def beside(self, uri: str) -> Model:
+        """Another model, to be used together with this one and closed by whoever asked for it. Raises ModelError."""
+        from fiducial.models import open as opening
+
+        return opening.open(uri)
+
     def close(self) -> None:  # noqa: B027 most models hold nothing
         """Gives back what the model holds. Safe to call twice."""
 

@@ -10,11 +10,14 @@ from typing import cast
 
 import click
 
+from fiducial.app.cli import trained
 from fiducial.app.cli.job import Job, Stage, records
 from fiducial.core.errors import DataError
 from fiducial.core.intervals import mean
 from fiducial.core.records import Attempt, Group, Prompt, digest
 from fiducial.core.roles import Maker, Reward
+from fiducial.core.store import Lines
+from fiducial.models.remembered import Call, Memory
 
 
 def _maker_options() -> list[click.Option]:
@@ -36,27 +39,42 @@ def _maker_options() -> list[click.Option]:
 
 
 def make(job: Job) -> int:
-    """Groups to train on, made from judged attempts."""
+    """Groups to train on, made from judged attempts; a resumed run makes them again from the answers that it has, and asks for the others."""
     attempts, left_out = _to_learn_from(job.values["attempts"], any_split=bool(job.values["any_split"]))
     if left_out:
         job.output.note(f"{left_out} attempts on goals that are kept for the proof were left out; --any-split takes them too")
     method = cast(Maker, job.method())
+    inputs = {"attempts": digest([a.line() for a in attempts]), "maker": [method.name, method.options()], "model": job.values["model"]}
     with job.start() as run:
+        job.begun(run)
+        stage = trained.begin(run, inputs | {"seed": job.values["seed"]}, "make")
         lines = run.lines("groups", Group)
-        with job.progress.task(job.card.name, total=len(attempts)) as task, closing(job.model()) as model:
-
-            def keep(group: Group) -> None:
-                lines.append(group)
-                task.advance()
-
-            groups = method.make(attempts, model, seed=job.values["seed"], sink=keep)
-        if groups and not lines.path.exists():
-            for group in groups:
-                lines.append(group)
-        job.log(run, "data", {"data": [hash_of(groups)], "groups": len(groups), "attempts": len(attempts)})
-    data = {"groups": len(groups), "attempts": len(attempts), "left_out": left_out, "file": lines.path, "folder": run.path}
-    job.output.result(data, f"{len(groups)} groups from {len(attempts)} attempts: {lines.path}")
+        if not stage.done:
+            groups = _made(job, method, attempts, lines, stage.lines("answers", Call))
+            stage.finish({"groups": len(groups), "hash": hash_of(groups)})
+        stage.lines("answers", Call).path.unlink(missing_ok=True)  # the groups are complete
+        number = stage.result["groups"]
+        job.log(run, "data", {"data": [stage.result["hash"]], "groups": number, "attempts": len(attempts)})
+    data = {"groups": number, "attempts": len(attempts), "left_out": left_out, "file": lines.path, "folder": run.path}
+    job.output.result(data, f"{number} groups from {len(attempts)} attempts: {lines.path}")
     return job.done()
+
+
+def _made(job: Job, method: Maker, attempts: Sequence[Attempt], lines: Lines[Group], answers: Lines[Call]) -> list[Group]:
+    """The groups, each written as it comes."""
+    # a maker may decide by all that it saw before, so that only the answers can be kept: from them the same groups come again
+    lines.path.unlink(missing_ok=True)
+    with job.progress.task(job.card.name, total=len(attempts)) as task, closing(job.model()) as model:
+
+        def keep(group: Group) -> None:
+            lines.append(group)
+            task.advance()
+
+        groups = method.make(attempts, Memory(answers).of(model), seed=job.values["seed"], sink=keep)
+    if groups and not lines.path.exists():
+        for group in groups:
+            lines.append(group)
+    return groups
 
 
 def _to_learn_from(references: Sequence[str], *, any_split: bool) -> tuple[list[Attempt], int]:
@@ -134,5 +152,5 @@ def reward(job: Job) -> int:
     return job.done()
 
 
-MAKER = Stage(make, _maker_options)
+MAKER = Stage(make, _maker_options, resumable=True)
 REWARD = Stage(reward, _reward_options, takes_model=False)

@@ -13,7 +13,8 @@
       - method: attack/persona
         model: step:trained
 
-`step:NAME` stands for the run of an earlier step: as a model, the model it trained. A step without a name has its method's.
+`step:NAME` stands for the run of an earlier step: as a model, the model it trained. A step without a name has its method's. As an option
+`recipe:model` is the recipe's model, for example as a judge that stays what it is.
 
 A step may be a block of steps instead, done for several rounds, each with the model that the last training step of the round before made:
 
@@ -25,7 +26,8 @@ A step may be a block of steps instead, done for several rounds, each with the m
           - {name: trained, method: align/sft, options: {data: step:repairs}}
 
 Inside, `step:NAME` is the step of the same round; afterwards `step:adversarial` is the last round's training, and `step:adversarial/1/trained`
-that of the first.
+that of the first. With `stop: {step: found, figure: harmful compliance, below: 0.05}` a block ends after the round in which the figure of that step
+is so; names of the rounds that are left out then mean the last one that was done.
 """
 
 from __future__ import annotations
@@ -40,7 +42,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from fiducial.app.cli.area import command, prepare, runs_by_id, stage_of
 from fiducial.app.cli.commands import Command, output_of, runs_option
-from fiducial.app.cli.job import by_id, run_to_resume
+from fiducial.app.cli.job import DEFAULT_MODEL, by_id, run_to_resume
 from fiducial.app.cli.output import Output, Table
 from fiducial.app.cli.params import from_recipe, parameter
 from fiducial.app.cli.progress import Progress, progress_for
@@ -52,8 +54,25 @@ from fiducial.core.run import Run
 from fiducial.core.store import write_atomic
 
 REFERENCE = "step:"
+MODEL = "recipe:model"
+"""As an option: the model of the recipe."""
 SHIPPED = Path(__file__).parent.parent / "recipes"
 """Recipes that come along, by the names of their files."""
+
+
+class Stop(BaseModel):
+    """What ends a block before its last round."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+    step: str
+    """A step of the block that measures something."""
+    figure: str
+    """Which of its figures, for example growth, or harmful compliance."""
+    above: float | None = None
+    """The block ends when the figure is above this."""
+    below: float | None = None
+    """The block ends when the figure is below this."""
 
 
 class Step(BaseModel):
@@ -73,6 +92,8 @@ class Step(BaseModel):
     """The steps of a block, in place of a method."""
     rounds: int = Field(default=1, ge=1)
     """How often the steps of a block are done."""
+    stop: Stop | None = None
+    """When a block ends before that."""
 
     @property
     def label(self) -> str:
@@ -102,8 +123,9 @@ class Recipe(BaseModel):
 def run(context: click.Context, recipe: str, overrides: tuple[str, ...], resume: str | None, show_config: bool, exit_zero: bool) -> int:
     """Run the steps of RECIPE one after the other. A step that finds something does not stop the next.
 
-    RECIPE is a file, or one that comes along: adversarial_training (attack, collect, repair, repeat), persistence (does safety training
-    remove a planted trigger?), sft_dpo_exo (from demonstrations to preferences, measured and gated).
+    RECIPE is a file, or one that comes along: adversarial_training (attack, collect, repair, repeat), constitutional_ai (revisions, then a
+    policy rewarded by AI preferences), iterated_dpo (graded answers, round by round), persistence (does safety training remove a planted
+    trigger?), self_alignment (principles, engraved and cloned), sft_dpo_exo (from demonstrations to preferences, measured and gated).
     """
     from fiducial.core.config import given, load_recipe, resolve, show
 
@@ -121,10 +143,16 @@ def run(context: click.Context, recipe: str, overrides: tuple[str, ...], resume:
     progress = progress_for(quiet=output.quiet)
     with whole, progress.task("steps", total=len(steps)) as task:
         made: dict[str, dict[str, Any]] = {}
+        instead: dict[str, str] = {}
         for number, step in enumerate(steps):
-            progress.note(f"step {step.label}")
-            made[step.label] = _step(whole, loaded, number, step, made, output, progress)
+            if step.label in instead:
+                made[step.label] = made[instead[step.label]]
+            else:
+                progress.note(f"step {step.label}")
+                made[step.label] = _step(whole, loaded, number, step, made, output, progress)
+                instead |= _left_out(loaded, step.label, made, progress)
             task.advance(1, figure=step.label)
+        made = {label: r for label, r in made.items() if label not in instead}
     table = Table(("step", "method", "run", "exit code"), [(label, r["method"], r["run"], str(r["exit_code"])) for label, r in made.items()])
     measured = list(_measured(made))
     output.result({"steps": [{"name": label, **r} for label, r in made.items()], "figures": measured}, table, *_curve(measured), run=whole.id)
@@ -148,6 +176,8 @@ def flat(recipe: Recipe) -> list[Step]:
         if bool(step.method) == bool(step.steps):
             raise ConfigError(f"the step '{step.label}' needs a method or steps, and not both", hint="a step is `- method: attack/direct`")
         if not step.steps:
+            if step.stop:
+                raise ConfigError(f"the step '{step.label}' has no rounds to stop", hint="stop belongs to a block of steps")
             steps.append(_renamed(step, known))
             continue
         done = list(_rounds(step, known))
@@ -163,6 +193,9 @@ def _rounds(block: Step, known: Mapping[str, str]) -> Iterator[Step]:
         raise ConfigError(f"the block '{block.label}' needs a name, and neither options nor blocks inside", hint="{name: repair, rounds: 3, steps: [...]}")
     if block.rounds > 1 and not trained:
         raise ConfigError(f"{block.name}: nothing in these steps trains, so that every round would be the same", hint="leave out rounds")
+    if block.stop and (block.stop.step not in [s.label for s in block.steps] or (block.stop.above is None) == (block.stop.below is None)):
+        hint = "{step: NAME, figure: NAME, above: 0.2}, with a step of the block, and either above or below"
+        raise ConfigError(f"{block.name}: stop names no step of the block, or not one bound", hint=hint)
     model = _rename(block.model, known)
     for number in range(1, block.rounds + 1):
         own = {step.label: f"{block.name}/{number}/{step.label}" for step in block.steps}
@@ -243,8 +276,9 @@ def _converted(step: Step, options: dict[str, Any]) -> dict[str, Any]:
 def _step(whole: Run, recipe: Recipe, number: int, step: Step, made: dict[str, dict[str, Any]], output: Output, progress: Progress) -> dict[str, Any]:
     """Does one step in a run of its own, or takes over what was done with the same inputs; its summary."""
     card = registry.card(step.method)
-    options = {k: _resolved(v, made) for k, v in step.options.items()}
-    model = _resolved(step.model or recipe.model, made)
+    base = recipe.model or DEFAULT_MODEL
+    options = {k: _resolved(v, made, base) for k, v in step.options.items()}
+    model = _resolved(step.model or recipe.model, made, base)
     inputs = {"method": card.name, "options": options, "model": model, "seed": recipe.seed, "code": digest(Path(card.path).read_text(encoding="utf-8"))}
     stage = whole.stage(f"{number}-{card.name.replace('/', '-')}", inputs)
     if stage.done:
@@ -269,6 +303,26 @@ def _step(whole: Run, recipe: Recipe, number: int, step: Step, made: dict[str, d
     return stage.finish({"method": card.name, "run": inner.run, "exit_code": code, "tokens": tokens, "result": result})
 
 
+def _left_out(recipe: Recipe, label: str, made: Mapping[str, Mapping[str, Any]], progress: Progress) -> dict[str, str]:
+    """When `label` ends a round after which its block stops: the steps of later rounds, with those of this one that they stand for."""
+    for block in (b for b in recipe.steps if b.stop):
+        assert block.stop is not None
+        for number in range(1, block.rounds + 1):
+            if label != f"{block.name}/{number}/{block.steps[-1].label}":
+                continue
+            wanted, below, above = block.stop.figure, block.stop.below, block.stop.above
+            found = dict(figures(Run.open(made[f"{block.name}/{number}/{block.stop.step}"]["run"])))
+            name = next((n for n in found if n == wanted or n.endswith(f": {wanted}")), None)
+            if name is None:
+                raise ConfigError(f"{block.name}: {block.stop.step} has no figure '{wanted}'", hint=nearest(wanted, [n.rpartition(": ")[2] for n in found]))
+            if (above is None or not found[name].value > above) and (below is None or not found[name].value < below):
+                return {}
+            progress.note(f"{block.name} ends after round {number}: {wanted} is {found[name].value:.3g}")
+            later = range(number + 1, block.rounds + 1)
+            return {f"{block.name}/{n}/{s.label}": f"{block.name}/{number}/{s.label}" for n in later for s in block.steps}
+    return {}
+
+
 def _measured(made: Mapping[str, Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
     """Every figure of every step, with its interval, after how many tokens of training; None for steps that ask no model."""
     for label, step in made.items():
@@ -285,12 +339,14 @@ def _curve(measured: Sequence[Mapping[str, Any]]) -> list[Table]:
     return [table] if measured else []
 
 
-def _resolved(value: Any, made: dict[str, dict[str, Any]]) -> Any:
-    """The value with `run:ID` in the place of `step:NAME`: good for a model and for whatever takes a run."""
+def _resolved(value: Any, made: dict[str, dict[str, Any]], base: str) -> Any:
+    """The value with `run:ID` in the place of `step:NAME`, good for a model and for whatever takes a run, and `base` in that of `recipe:model`."""
     if isinstance(value, list):
-        return [_resolved(v, made) for v in value]
+        return [_resolved(v, made, base) for v in value]
     if isinstance(value, dict):
-        return {k: _resolved(v, made) for k, v in value.items()}
+        return {k: _resolved(v, made, base) for k, v in value.items()}
+    if value == MODEL:
+        return base
     name = _referenced(value)
     return f"run:{made[name]['run']}" if name else value
 

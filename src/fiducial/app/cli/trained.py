@@ -50,14 +50,14 @@ class Kept:
     """Those of another library's loop."""
 
 
-def begin(run: Run, inputs: Mapping[str, Any]) -> Stage:
-    """The stage of the training. Raises ConfigError where a resumed run would go on with other inputs; secrets are neither kept nor compared."""
+def begin(run: Run, inputs: Mapping[str, Any], name: str = "train") -> Stage:
+    """The stage of the work. Raises ConfigError where a resumed run would go on with other inputs; secrets are neither kept nor compared."""
     plain = masked(inputs)
     place, text = run.path / "inputs.json", json.dumps(plain, indent=1, sort_keys=True) + "\n"
     if place.is_file() and place.read_text(encoding="utf-8") != text:
         raise ConfigError(f"the data or the configuration of run {run.id} has changed since it began", hint="put it back, or start a new run")
     write_atomic(place, text)
-    return run.stage("train", plain)
+    return run.stage(name, plain)
 
 
 def looked_at() -> Sequence[Conversation]:
