@@ -164,11 +164,11 @@ def test_the_verdict_says_what_the_gate_did_and_the_rates():
     assert proof.verdict(found, decision) == "The gate cannot decide: harmful compliance on held-out goals went from 90% to 5% (1% to 24%, n = 20)."
 
 
-def test_the_verdict_says_what_no_rule_limits():
+def test_the_verdict_says_what_became_of_near_twins():
     near = Evidence(name="near_twin_refusal", value=0.6, n=30, low=0.42, high=0.75, source="r", baseline=0.1)
     said = proof.verdict([near], Decision(gate="g", outcome="pass", checks=(Check(rule="r", outcome="pass", reason=""),)))
     assert said.startswith("The gate passes: of near twins")
-    assert "which no rule limits, from 10% to 60% (42% to 75%, n = 30)" in said
+    assert "which share most of a goal's words, from 10% to 60% (42% to 75%, n = 30)" in said
 
 
 def test_the_command_is_written_as_it_would_be_typed():

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from fiducial.core.errors import ConfigError
 from fiducial.core.records import Prompt, digest
+from fiducial.data.split import place_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,12 +26,19 @@ class Material:
         return [*self.goals, *self.twins, *self.near, *self.ordinary]
 
     def first(self, count: int) -> Material:
-        """`count` goals with their twins, a fifth as many near twins, and two thirds as many ordinary prompts, at least 50, in the languages of
-        the goals and in their shares, as far as there are such. Chosen by hash, whatever the order in the file."""
-        chosen = {p.text: i for i, p in enumerate(sorted(self.goals, key=lambda p: digest(p.text))[:count])}
-        near = sorted((p for p in self.near if p.twin in chosen), key=lambda p: chosen[p.twin])[: count // 5]
-        goals = [p for p in self.goals if p.text in chosen]
-        return Material(goals, [p for p in self.twins if p.twin in chosen], self._alike(goals, max(50, 2 * count // 3)), near)
+        """`count` goals with their twins, three quarters as many near twins, and two thirds as many ordinary prompts, at least 50, in the languages of
+        the goals and in their shares, as far as there are such. Chosen by hash, whatever the order in the file; near twins of other goals fill up."""
+        ranks = {p.text: i for i, p in enumerate(sorted(self.goals, key=lambda p: digest(p.text)))}
+        goals, twins = ([p for p in some if ranks[of(p)] < count] for some, of in ((self.goals, lambda p: p.text), (self.twins, lambda p: p.twin)))
+        near = sorted(self.near, key=lambda p: ranks[p.twin])[: 3 * count // 4]
+        return Material(goals, twins, self._alike(goals, max(50, 2 * count // 3)), near)
+
+    def learnt(self) -> list[Prompt]:
+        """What is asked to be learnt from: all goals, and what is harmless beside them. Where there are near twins, three of five of them, which teach to
+        tell meanings apart, and half of the looser twins and of the ordinary prompts, so that the harmless do not outnumber the goals; else all."""
+        if not self.near:
+            return [*self.goals, *self.twins, *self.ordinary]
+        return [*self.goals, *_share(self.twins, 0.5), *_share(self.near, 0.6), *_share(self.ordinary, 0.5)]
 
     def _alike(self, goals: Sequence[Prompt], count: int) -> list[Prompt]:
         """`count` ordinary prompts in the languages of the goals, filled up with others."""
@@ -46,6 +54,11 @@ class Material:
     def attacked(self, count: int, twins: int) -> list[Prompt]:
         """`count` goals, and the twins of the first `twins` of them, the same ones for every attack."""
         return [*self.first(count).goals, *self.first(twins).twins]
+
+
+def _share(prompts: Sequence[Prompt], share: float) -> list[Prompt]:
+    """About this share of the prompts, chosen by hash."""
+    return [p for p in prompts if place_of(p.text, "learnt") < share]
 
 
 def material(goals: str) -> dict[str, Material]:
