@@ -403,6 +403,7 @@ def test_shipped_goals_fill_every_split_and_goals_keep_their_twins_beside_them()
     assert len(few.near) == 7
     assert {p.twin for p in few.twins} == {p.text for p in few.goals}
     assert {p.twin for p in few.near} < {p.text for p in found["held-out"].goals}
+    assert few.first(5).attacked(3, 1)[:3] == few.attacked(3, 1)[:3]  # of a part too, which has near twins of other goals
 
 
 def test_every_goal_of_the_repair_split_has_a_near_twin_and_the_harmless_do_not_outnumber_the_goals_by_much():

@@ -30,7 +30,7 @@ class Material:
         the goals and in their shares, as far as there are such. Chosen by hash, whatever the order in the file; near twins of other goals fill up."""
         ranks = {p.text: i for i, p in enumerate(sorted(self.goals, key=lambda p: digest(p.text)))}
         goals, twins = ([p for p in some if ranks[of(p)] < count] for some, of in ((self.goals, lambda p: p.text), (self.twins, lambda p: p.twin)))
-        near = sorted(self.near, key=lambda p: ranks[p.twin])[: 3 * count // 4]
+        near = sorted(self.near, key=lambda p: ranks.get(p.twin, len(ranks)))[: 3 * count // 4]
         return Material(goals, twins, self._alike(goals, max(50, 2 * count // 3)), near)
 
     def learnt(self) -> list[Prompt]:
