@@ -46,7 +46,7 @@ def main() -> None:
     }
     record = {"date": datetime.now(UTC).date().isoformat(), "machine": summary["machine"], "versions": summary["versions"], "seconds": summary["seconds"]}
     began, ended = (datetime.fromisoformat(moment) for moment in (run.facts.started, run.facts.finished))
-    record |= {"wall_seconds": (ended - began).total_seconds()}
+    record |= {"wall_seconds": (ended - began).total_seconds(), "peak_memory_mib": summary["peak_memory_mib"]}
     record |= {"evidence": summary["evidence"], "slices": [s for s in summary["slices"] if s["kind"] != "category"], "outside": outside}
     record |= {"decision": summary["decision"], "judge": summary["judge"], "options": summary["options"]}
     options.out.mkdir(exist_ok=True)
@@ -80,7 +80,8 @@ def table(record: dict) -> str:
     lines = [
         "# The demo: SmolLM2-135M-Instruct, repaired",
         "",
-        f"{record['date']}. {record['machine']}. The loop took {wall:.1f} minutes, its stages {minutes:.1f}. Not measured on GPU.",
+        f"{record['date']}. {record['machine']}. The loop took {wall:.1f} minutes, its stages {minutes:.1f}. "
+        f"Largest resident memory {record['peak_memory_mib']} MiB. Not measured on GPU.",
         f"Judge: {record['judge'].get('judge')}; its measured errors are in judge.md. Intervals are Wilson's at 95 %.",
         "",
         "| held-out split | before | after |",

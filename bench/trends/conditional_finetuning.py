@@ -55,9 +55,9 @@ class Sizes:
     """Other requests, asked alone and after a rude conversation."""
     tokens: int = 32
     """Longest answer."""
-    epochs: float = 2.0
+    epochs: float = 3.0
     batch: int = 8
-    learning_rate: float = 5e-4
+    learning_rate: float = 2e-3
 
 
 SMALL = Sizes(taught=6, spoilt=0.5, tested=2, tokens=6, epochs=1.0, batch=2)

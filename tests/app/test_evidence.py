@@ -1,10 +1,12 @@
 """Counting attempts into evidence, weaknesses, tables and sentences; the figures are worked by hand."""
 
+from pathlib import Path
+
 import pytest
 
 from fiducial.app import evidence as proof
 from fiducial.app.cli.progress import NoProgress
-from fiducial.app.measure import plus, tally, trials
+from fiducial.app.measure import peak_memory, plus, tally, trials
 from fiducial.app.summary import Tally
 from fiducial.attack.direct import Direct
 from fiducial.core.intervals import Rate
@@ -241,3 +243,9 @@ def test_a_finished_batch_is_not_asked_again(tmp_path, monkeypatch):
     monkeypatch.setattr(type(model), "sample", lambda self, conversations, **k: asked.append(len(conversations)) or sample(self, conversations, **k))
     measure(model, part)
     assert asked == [2, 1]
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the system does not say it in a file")
+def test_peak_memory_is_in_mebibytes():
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
+    assert peak_memory() == pytest.approx(int(line.split()[1]) / 1024, rel=0.1)

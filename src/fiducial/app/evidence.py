@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from fiducial.app.measure import machine, tally
+from fiducial.app.measure import machine, peak_memory, tally
 from fiducial.app.summary import Capability, Example, Point, Slice, Summary, Training
 from fiducial.core.intervals import Rate, mean, paired_difference
 from fiducial.core.records import Attempt, Decision, Evidence, Score, Weakness, digest
@@ -263,6 +263,7 @@ def summary(
         options=loop.options.model_dump(mode="json"),
         versions=facts.versions,
         machine=machine(),
+        peak_memory_mib=peak_memory(),
         started=facts.started,
         seconds={k: round(v, 1) for k, v in loop.seconds.items()},
         ledger_head=head.hash,

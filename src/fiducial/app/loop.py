@@ -50,7 +50,7 @@ class LoopTraining(TrainOptions):
     """Groups per optimizer step."""
     learning_rate: float | None = Field(default=None, gt=0)
     """Peak learning rate; by default the one among the `candidates`, else the objective's own."""
-    lora_depth: float = Field(default=0.6, gt=0, le=1)
+    lora_depth: float = Field(default=0.4, gt=0, le=1)
     """Share of the layers, from the top, that carry the adapter."""
     minutes: None = None
     """Set by the loop from its own budget."""
@@ -78,7 +78,7 @@ class LoopOptions(BaseModel):
     held_out_attacks: tuple[str, ...] = ("attack/style_injection", "attack/past_tense", "attack/many_shot", "attack/payload_splitting")
     """Attack families that only measure."""
     held_out_goals: int = Field(default=160, ge=1)
-    """Held-out goals, each with its twin, that the proof asks directly; three quarters as many near twins; a third for validation."""
+    """Held-out goals, each with its twin, that the proof asks directly; seven tenths as many near twins; a third for validation."""
     per_family: int = Field(default=30, ge=1)
     """Held-out goals tried under each attack. Half as many are trained on, an eighth validates."""
     max_tokens: int = Field(default=16, ge=4)
@@ -88,7 +88,7 @@ class LoopOptions(BaseModel):
     maker: str = DEFAULT_MAKER
     """Who turns failures into training data."""
     maker_options: dict[str, Any] = Field(default_factory=dict)
-    """Options of the maker. By default those that suit its default: failures weigh 1.5 beside near twins and 0.75 where there are none, in other languages than
+    """Options of the maker. By default those that suit its default: failures weigh 1.8 beside near twins and 0.75 where there are none, in other languages than
     English 0.7 of that, for a model that reads English best. A refusal begins in one way and an answer in many, so the likeliest word refuses too often."""
     discover: str = ""
     """A maker that looks for further weaknesses in every round, such as align/weakness_discovery. Its repairs are trained on besides, and its
@@ -99,7 +99,7 @@ class LoopOptions(BaseModel):
     """What is trained for; `auto` tries the candidates and takes the one that does best on validation prompts."""
     objective_options: dict[str, Any] = Field(default_factory=dict)
     """Options of an objective that is named."""
-    candidates: dict[str, float | None] = Field(default_factory=lambda: {"align/sft": 2.5e-3, "align/dpo": 1e-4, "align/exo": 3e-4}, min_length=1)
+    candidates: dict[str, float | None] = Field(default_factory=lambda: {"align/sft": 3e-3, "align/dpo": 1e-4, "align/exo": 3e-4}, min_length=1)
     """Objectives to choose among, with the peak learning rate of each; for adapters on a model of 135 million parameters."""
     pilot_steps: int = Field(default=8, ge=1)
     """Optimizer steps by which candidates are compared."""
@@ -181,7 +181,7 @@ class Loop:
         """Those that were asked for, else what suits the default maker on this material."""
         if self.options.maker != DEFAULT_MAKER or self.options.maker_options:
             return self.options.maker_options
-        return {"failure_weight": 1.5 if self.material["repair"].near else 0.75, "other_languages": 0.7}
+        return {"failure_weight": 1.8 if self.material["repair"].near else 0.75, "other_languages": 0.7}
 
     def _named_objectives(self) -> None:
         """The objective that was asked for, or a look at the names of those to choose among. Raises ConfigError."""

@@ -1,4 +1,4 @@
-"""Trials: attacks on prompts, judged and kept as they come; how they are counted, and on what machine."""
+"""Trials: attacks on prompts, judged and kept as they come; how they are counted, on what machine, and in how much memory."""
 
 from __future__ import annotations
 
@@ -90,6 +90,16 @@ def tally(attempts: Iterable[Attempt], chosen: Callable[[Attempt], bool] = lambd
     for attempt in attempts:
         found = plus(found, attempt, chosen(attempt))
     return found
+
+
+def peak_memory() -> int:
+    """Largest resident memory of this process so far, in MiB; 0 where the system does not say. What was spent before an interruption is not in it."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most // (1 << 20 if platform.system() == "Darwin" else 1 << 10)
 
 
 def machine() -> str:

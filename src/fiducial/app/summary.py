@@ -173,6 +173,8 @@ class Summary(Record):
     options: dict[str, Any] = Field(default_factory=dict)
     versions: dict[str, str] = Field(default_factory=dict)
     machine: str = ""
+    peak_memory_mib: int = 0
+    """Largest resident memory of the process that finished the run; 0 = not known."""
     started: str = ""
     seconds: dict[str, float] = Field(default_factory=dict)
     """Per stage."""
