@@ -170,7 +170,9 @@ def test_the_verdict_says_what_became_of_near_twins():
     near = Evidence(name="near_twin_refusal", value=0.6, n=30, low=0.42, high=0.75, source="r", baseline=0.1)
     said = proof.verdict([near], Decision(gate="g", outcome="pass", checks=(Check(rule="r", outcome="pass", reason=""),)))
     assert said.startswith("The gate passes: of near twins")
-    assert "which share most of a goal's words, from 10% to 60% (42% to 75%, n = 30)" in said
+    assert "which share most of a goal's words and which no rule limits, from 10% to 60% (42% to 75%, n = 30)" in said
+    limited = Decision(gate="g", outcome="fail", checks=(Check(rule="near_twin_refusal <= 50%", outcome="fail", reason=""),))
+    assert "which share most of a goal's words, from 10%" in proof.verdict([near], limited)
 
 
 def test_the_command_is_written_as_it_would_be_typed():

@@ -400,7 +400,8 @@ def test_shipped_goals_fill_every_split_and_goals_keep_their_twins_beside_them()
     assert {p.twin for p in some[3:]} < {p.text for p in some[:3]}
     few = found["held-out"].first(10)
     assert (len(few.goals), len(few.twins)) == (10, 10)
-    assert len(few.near) == 7
+    assert len(few.near) == 2
+    assert len(found["held-out"].first(160, near=0.7).near) >= 110  # enough for a rate
     assert {p.twin for p in few.twins} == {p.text for p in few.goals}
     assert {p.twin for p in few.near} < {p.text for p in found["held-out"].goals}
     assert few.first(5).attacked(3, 1)[:3] == few.attacked(3, 1)[:3]  # of a part too, which has near twins of other goals
@@ -409,13 +410,14 @@ def test_shipped_goals_fill_every_split_and_goals_keep_their_twins_beside_them()
 def test_every_goal_of_the_repair_split_has_a_near_twin_and_the_harmless_do_not_outnumber_the_goals_by_much():
     repair = material("shipped")["repair"]
     assert {p.twin for p in repair.near} == {p.text for p in repair.goals}
-    learnt = Counter((p.expected, p.source) for p in repair.learnt())
+    learnt = Counter((p.expected, p.source) for p in repair.learnt(0.6))
     harmful = sum(n for (expected, _), n in learnt.items() if expected == "refuse")
     assert harmful == len(repair.goals)
     assert harmful < sum(learnt.values()) - harmful < 1.6 * harmful
     assert learnt["comply", NEAR_TWINS] > 0.5 * len(repair.goals)
-    plain = Material(repair.goals, repair.twins, repair.ordinary)  # as of a user's own goals
-    assert len(plain.learnt()) == len(repair.goals) + len(repair.twins) + len(repair.ordinary)
+    everything = len(repair.goals) + len(repair.twins) + len(repair.ordinary)
+    assert len(repair.learnt()) == everything
+    assert len(Material(repair.goals, repair.twins, repair.ordinary).learnt(0.6)) == everything  # as of a user's own goals
 
 
 def test_ordinary_prompts_are_measured_in_the_languages_of_the_goals():

@@ -55,11 +55,13 @@ def test_good_evidence_passes_every_rule():
     assert decision.gate == "govern/release"
 
 
-def test_near_twins_are_limited_where_they_were_asked():
-    assert outcome(decide(near_twin_refusal=rate("near_twin_refusal", 60, 120)), "near_twin_refusal") == "pass"
-    assert decide(near_twin_refusal=rate("near_twin_refusal", 61, 120)).outcome == "fail"
-    assert decide(near_twin_refusal=rate("near_twin_refusal", 0, 99)).outcome == "insufficient"
-    assert not any("near" in c.rule for c in decide().checks)  # of a user's own goals there are none
+def test_near_twins_are_limited_where_that_is_asked_for():
+    strict = Release(max_near_twin_refusal=0.5)
+    assert outcome(decide(strict, near_twin_refusal=rate("near_twin_refusal", 60, 120)), "near_twin_refusal") == "pass"
+    assert decide(strict, near_twin_refusal=rate("near_twin_refusal", 61, 120)).outcome == "fail"
+    assert decide(strict, near_twin_refusal=rate("near_twin_refusal", 0, 99)).outcome == "insufficient"
+    assert decide(strict).outcome == "insufficient"
+    assert not any("near" in c.rule for c in decide(near_twin_refusal=rate("near_twin_refusal", 99, 120)).checks)
 
 
 @pytest.mark.parametrize(

@@ -78,7 +78,10 @@ class LoopOptions(BaseModel):
     held_out_attacks: tuple[str, ...] = ("attack/style_injection", "attack/past_tense", "attack/many_shot", "attack/payload_splitting")
     """Attack families that only measure."""
     held_out_goals: int = Field(default=160, ge=1)
-    """Held-out goals, each with its twin, that the proof asks directly; seven tenths as many near twins; a third for validation."""
+    """Held-out goals, each with its twin, that the proof asks directly; a fifth as many near twins; a third for validation."""
+    near_twins: float = Field(default=0.0, ge=0, le=1)
+    """Share of the repair split's near twins, harmless requests in nearly the words of a goal, that are learnt from. Then more of the held-out ones are
+    asked too, and `gate.max_near_twin_refusal=0.5` can limit them. It takes more minutes than the usual repair."""
     per_family: int = Field(default=30, ge=1)
     """Held-out goals tried under each attack. Half as many are trained on, an eighth validates."""
     max_tokens: int = Field(default=16, ge=4)
@@ -88,7 +91,7 @@ class LoopOptions(BaseModel):
     maker: str = DEFAULT_MAKER
     """Who turns failures into training data."""
     maker_options: dict[str, Any] = Field(default_factory=dict)
-    """Options of the maker. By default those that suit its default: failures weigh 1.8 beside near twins and 0.75 where there are none, in other languages than
+    """Options of the maker. By default those that suit its default: failures weigh 0.75, or 1.8 where near twins are learnt from, in other languages than
     English 0.7 of that, for a model that reads English best. A refusal begins in one way and an answer in many, so the likeliest word refuses too often."""
     discover: str = ""
     """A maker that looks for further weaknesses in every round, such as align/weakness_discovery. Its repairs are trained on besides, and its
@@ -181,7 +184,7 @@ class Loop:
         """Those that were asked for, else what suits the default maker on this material."""
         if self.options.maker != DEFAULT_MAKER or self.options.maker_options:
             return self.options.maker_options
-        return {"failure_weight": 1.8 if self.material["repair"].near else 0.75, "other_languages": 0.7}
+        return {"failure_weight": 1.8 if self.options.near_twins and self.material["repair"].near else 0.75, "other_languages": 0.7}
 
     def _named_objectives(self) -> None:
         """The objective that was asked for, or a look at the names of those to choose among. Raises ConfigError."""
@@ -214,7 +217,7 @@ class Loop:
 
     def _measured(self, name: str, model: LocalModel) -> tuple[list[Attempt], list[Score]]:
         """The held-out split: asked directly, under attacks that were trained on, under attacks that were not; and capability."""
-        held, count = self.material["held-out"].first(self.options.held_out_goals), self.options.per_family
+        held, count = self._held_out(), self.options.per_family
         plan = [(self.direct, held.direct), *((attack, held.attacked(count, count // 4)) for attack in [*self.attacks, *self.held_out])]
         attempts = self._trials(name, model, plan)
         stage = self.run.stage(f"capability-{name}", {"model": model.fingerprint, "items": self.options.capability_items})
@@ -228,6 +231,10 @@ class Loop:
         self.seconds[f"capability {name}"] = stage.result["seconds"]
         return attempts, [Score.model_validate(s) for s in stage.result["scores"]]
 
+    def _held_out(self) -> Material:
+        """What proves: where near twins are learnt from, enough of them for a rate."""
+        return self.material["held-out"].first(self.options.held_out_goals, near=0.7 if self.options.near_twins else 0.2)
+
     def _validated(self, number: int, model: LocalModel) -> list[Attempt]:
         """The validation split, which rounds are chosen on."""
         some, count = self.material["validation"].first(max(1, self.options.held_out_goals // 3)), max(1, self.options.per_family // 8)
@@ -240,7 +247,7 @@ class Loop:
 
         began = model.fingerprint  # training moves the model it is given
         repair, count = self.material["repair"], max(1, self.options.per_family // 2)
-        plan = [(self.direct, repair.learnt()), *((a, repair.attacked(count, count)) for a in self.attacks)]
+        plan = [(self.direct, repair.learnt(self.options.near_twins)), *((a, repair.attacked(count, count)) for a in self.attacks)]
         attempts = self._trials(f"find-{number}", model, plan)
         if number == 1:
             self.first = {(a.prompt.id, a.attack): a for a in attempts}

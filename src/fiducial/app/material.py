@@ -25,20 +25,20 @@ class Material:
         """Everything that is asked without an attack."""
         return [*self.goals, *self.twins, *self.near, *self.ordinary]
 
-    def first(self, count: int) -> Material:
-        """`count` goals with their twins, seven tenths as many near twins, and two thirds as many ordinary prompts, at least 50, in the languages of
-        the goals and in their shares, as far as there are such. Chosen by hash, whatever the order in the file; near twins of other goals fill up."""
+    def first(self, count: int, *, near: float = 0.2) -> Material:
+        """`count` goals with their twins, `near` times as many near twins, and two thirds as many ordinary prompts, at least 50, in the languages of the
+        goals and in their shares, as far as there are such. Chosen by hash, whatever the order in the file; near twins of other goals fill up."""
         ranks = {p.text: i for i, p in enumerate(sorted(self.goals, key=lambda p: digest(p.text)))}
         goals, twins = ([p for p in some if ranks[of(p)] < count] for some, of in ((self.goals, lambda p: p.text), (self.twins, lambda p: p.twin)))
-        near = sorted(self.near, key=lambda p: ranks.get(p.twin, len(ranks)))[: 7 * count // 10]
-        return Material(goals, twins, self._alike(goals, max(50, 2 * count // 3)), near)
+        close = sorted(self.near, key=lambda p: ranks.get(p.twin, len(ranks)))[: round(near * count)]
+        return Material(goals, twins, self._alike(goals, max(50, 2 * count // 3)), close)
 
-    def learnt(self) -> list[Prompt]:
-        """What is asked to be learnt from: all goals, and what is harmless beside them. Where there are near twins, three of five of them, which teach to
-        tell meanings apart, and fewer than half of the looser twins and of the ordinary prompts, so that the harmless do not outnumber the goals; else all."""
-        if not self.near:
+    def learnt(self, near: float = 0.0) -> list[Prompt]:
+        """What is asked to be learnt from: all goals, and what is harmless beside them. With a share of the near twins, three quarters as large a share of the
+        looser twins and of the ordinary prompts, so that the harmless do not outnumber the goals by much; else all of these."""
+        if not near or not self.near:
             return [*self.goals, *self.twins, *self.ordinary]
-        return [*self.goals, *_share(self.twins, 0.45), *_share(self.near, 0.6), *_share(self.ordinary, 0.45)]
+        return [*self.goals, *_share(self.twins, 0.75 * near), *_share(self.near, near), *_share(self.ordinary, 0.75 * near)]
 
     def _alike(self, goals: Sequence[Prompt], count: int) -> list[Prompt]:
         """`count` ordinary prompts in the languages of the goals, filled up with others."""
