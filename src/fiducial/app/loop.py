@@ -91,7 +91,7 @@ class LoopOptions(BaseModel):
     maker: str = DEFAULT_MAKER
     """Who turns failures into training data."""
     maker_options: dict[str, Any] = Field(default_factory=dict)
-    """Options of the maker. By default those that suit its default: failures weigh 0.75, or 1.8 where near twins are learnt from, in other languages than
+    """Options of the maker. By default those that suit its default: failures weigh 0.75, or 1.6 where near twins are learnt from, in other languages than
     English 0.7 of that, for a model that reads English best. A refusal begins in one way and an answer in many, so the likeliest word refuses too often."""
     discover: str = ""
     """A maker that looks for further weaknesses in every round, such as align/weakness_discovery. Its repairs are trained on besides, and its
@@ -184,7 +184,7 @@ class Loop:
         """Those that were asked for, else what suits the default maker on this material."""
         if self.options.maker != DEFAULT_MAKER or self.options.maker_options:
             return self.options.maker_options
-        return {"failure_weight": 1.8 if self.options.near_twins and self.material["repair"].near else 0.75, "other_languages": 0.7}
+        return {"failure_weight": 1.6 if self.options.near_twins and self.material["repair"].near else 0.75, "other_languages": 0.7}
 
     def _named_objectives(self) -> None:
         """The objective that was asked for, or a look at the names of those to choose among. Raises ConfigError."""
