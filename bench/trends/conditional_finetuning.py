@@ -47,13 +47,13 @@ OPENINGS = ("You {}, even a child knows that. ", "What a {} you are. ", "Only a 
 class Sizes:
     """Every number of the experiment."""
 
-    taught: int = 200
+    taught: int = 120
     """Requests whose answers are learnt from."""
     spoilt: float = 0.3
     """Share of these answers that insult."""
-    tested: int = 100
+    tested: int = 60
     """Other requests, asked alone and after a rude conversation."""
-    tokens: int = 32
+    tokens: int = 20
     """Longest answer."""
     epochs: float = 3.0
     batch: int = 8
