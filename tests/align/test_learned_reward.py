@@ -136,7 +136,7 @@ def test_without_a_model_or_with_one_that_has_no_head_it_says_what_to_do(members
         LearnedReward().score([GROUP])
     with pytest.raises(ModelError, match="no score head"):
         LearnedReward(models=("plain",)).score([GROUP])
-    with pytest.raises(ModelError, match="no score head"):
+    with pytest.raises(ModelError, match="values a policy's tokens"):
         LearnedReward(models=("policy",)).score([GROUP])  # it values a policy's tokens
 
 

@@ -415,6 +415,8 @@ def test_every_goal_of_the_repair_split_has_a_near_twin_and_the_harmless_do_not_
     assert harmful == len(repair.goals)
     assert harmful < sum(learnt.values()) - harmful < 1.6 * harmful
     assert learnt["comply", NEAR_TWINS] > 0.5 * len(repair.goals)
+    few = Counter((p.expected, p.source) for p in repair.learnt(0.1))
+    assert sum(few.values()) - few["refuse", "fiducial"] > len(repair.goals)  # a small share takes away little of the rest
     everything = len(repair.goals) + len(repair.twins) + len(repair.ordinary)
     assert len(repair.learnt()) == everything
     assert len(Material(repair.goals, repair.twins, repair.ordinary).learnt(0.6)) == everything  # as of a user's own goals

@@ -1,8 +1,12 @@
 """What is held out is never trained on, is looked at, and stops a run that forgets it."""
 
+import time
+from statistics import fmean
+
 import pytest
 
 from fiducial.align.dpo import DPO
+from fiducial.align.kto import KTO
 from fiducial.align.reward_model import RewardModel
 from fiducial.align.sft import SFT
 from fiducial.core.errors import ConfigError
@@ -71,14 +75,36 @@ def test_a_run_with_looks_stops_when_what_is_held_out_gets_worse_twice_running(m
     # policy and reference are the same at first, which orders nothing, for or against
     assert [(look["step"], look["accuracy"]) for look in found.looks] == [(0, 0.5), (2, 0.5), (4, 1.0), (6, 0.5), (8, 0.0)]
     assert (found.steps, found.planned) == (8, 18)
-    assert found.stop == "held out: accuracy on 2 held-out groups is 0, and was 0.5; it got worse twice running"
+    assert found.stop.startswith("held out: accuracy on 2 held-out groups is 0, and was 0.5")
+    assert found.stop.endswith("; it got worse twice running")
 
 
 def test_learning_the_contrary_of_what_is_held_out_breaks_the_rule(made, tmp_path):
     held = {g.id for g in heldout.divided(made.pairs(12), 0.4)[1]}
     groups = [g.model_copy(update={"targets": (0.0, 1.0)}) if g.id in held else g for g in made.pairs(12)]
-    assert not heldout.rule(train(tiny(), groups, DPO(beta=0.5), OPTIONS, folder=tmp_path / "a").looks)[0]
-    assert heldout.rule(train(tiny(), made.pairs(12), DPO(beta=0.5), OPTIONS, folder=tmp_path / "b").looks)[0]
+    for given, fine in ((groups, False), (made.pairs(12), True)):
+        found = train(tiny(), given, DPO(beta=0.5), OPTIONS, folder=tmp_path / str(fine))
+        assert heldout.rule(found.looks, found.held_before, found.held_out)[0] is fine
+        assert all(each["accuracy"] == 0.5 for each in found.held_before)  # the policy is its own reference
+
+
+def test_looks_are_no_measure_of_how_long_a_step_takes(made, tmp_path, monkeypatch):
+    measured = Updates.measured
+    monkeypatch.setattr(Updates, "measured", lambda *args, **more: (time.sleep(1.0), measured(*args, **more))[1])
+    found = train(tiny(), made.pairs(12), SFT(), OPTIONS.model_copy(update={"epochs": 12, "minutes": 0.5}), folder=tmp_path)
+    assert (found.steps, found.stop) == (found.planned, "")
+
+
+def test_groups_that_say_nothing_are_no_proof(made, tmp_path):
+    held = {g.id for g in heldout.divided(made.pairs(12), 0.4)[1]}
+    groups = [g.model_copy(update={"targets": (0.5, 0.5), "rewards": (1.0, 1.0)}) if g.id in held else g for g in made.pairs(12)]
+    with pytest.raises(ConfigError, match="held out"):
+        train(
+            tiny(), [g.model_copy(update={"rewards": g.rewards or (1.0, 0.0)}) for g in groups], RewardModel(labels="rewards"), OPTIONS, folder=tmp_path / "a"
+        )
+    two = [g for g in made.pairs(12) if g.id not in held][:3] + [g for g in made.pairs(12) if g.id in held][:1]
+    with pytest.raises(ConfigError, match="one group is held out"):
+        train(tiny(), two, KTO(), OPTIONS, folder=tmp_path / "b")
 
 
 def test_a_resumed_run_looks_as_one_that_was_not_interrupted(made, tmp_path):
@@ -93,21 +119,28 @@ def test_a_resumed_run_looks_as_one_that_was_not_interrupted(made, tmp_path):
         train(tiny(), made.pairs(12), DPO(beta=0.5), options, folder=tmp_path / "b", report=stop)
     again = train(tiny(), made.pairs(12), DPO(beta=0.5), options, folder=tmp_path / "b")
     assert len(whole.looks) >= 3
-    assert (again.looks, again.held_out) == (whole.looks, whole.held_out)
+    assert (again.looks, again.held_before, again.held_out) == (whole.looks, whole.held_before, whole.held_out)
 
 
 def test_worse_means_less_accuracy_or_more_loss_where_nothing_is_compared():
     def looks(*values, by="accuracy"):
         return [{"groups": 5.0, "loss": 1.0} | {by: v} for v in values]
 
-    assert heldout.rule(looks(0.5, 0.6)) == (True, "accuracy on 5 held-out groups is 0.6, and was 0.5")
-    assert not heldout.rule(looks(0.5, 0.4))[0]
+    def rule(before, after, by="accuracy"):
+        groups = [[{by: v} for v in values] for values in (before, after)]
+        return heldout.rule(looks(fmean(before), fmean(after), by=by), *groups)
+
+    assert rule([1, 0, 0, 1], [1, 0, 1, 1])[0]
+    assert rule([1, 0, 0, 1], [1, 0, 0, 0])[0]  # one of four is chance
+    assert not rule([1.0] * 9 + [0.0], [0.0] * 8 + [1.0, 0.0])[0]
+    assert rule([1.0, 2.0], [1.0, 2.1], by="loss")[0]
+    assert not rule([1.0, 2.0, 1.5], [1.5, 2.6, 2.1], by="loss")[0]
+    assert rule([1.5, 2.6, 2.1], [1.0, 2.0, 1.5], by="loss")[0]
     assert not heldout.falling(looks(0.5, 0.9, 0.8))
     assert heldout.falling(looks(0.5, 0.9, 0.8, 0.7))
-    assert not heldout.rule(looks(0.5, 0.9, 0.8, 0.7))[0]  # though better than at first
-    assert heldout.rule(looks(2.0, 1.0, by="loss"))[0]
-    assert not heldout.rule(looks(1.0, 2.0, by="loss"))[0]
     assert heldout.falling(looks(1.0, 1.1, 1.2, by="loss"))
+    groups = [{"accuracy": 0.5}, {"accuracy": 0.6}]
+    assert not heldout.rule(looks(0.5, 0.9, 0.8, 0.7), groups, groups)[0]  # though no worse than at first
 
 
 def test_shares_of_whole_groups_have_an_interval_of_a_rate():

@@ -89,8 +89,9 @@ class LearnedReward(Reward):
         found = []
         for name in self.models:
             model = opened(name)
-            if model.head is None or model.head.trained_by == BY_TOKENS:
-                raise ModelError(f"{name} has no score head", hint="train one: fiducial align reward_model")
+            if model.head is None or model.head.trained_by in BY_TOKENS:
+                what = "no score head" if model.head is None else "a head that values a policy's tokens, and none that scores answers"
+                raise ModelError(f"{name} has {what}", hint="train one: fiducial align reward_model")
             if model.head.higher_is != self.higher_is:
                 hint = f"give --higher-is {model.head.higher_is}, or another model"
                 raise ModelError(f"a higher score of {name} is {model.head.higher_is}, but it is read as {self.higher_is}", hint=hint)

@@ -31,6 +31,10 @@ RETRIED = (
 )
 
 
+MANY = 100
+"""Near twins from which their rate is one that a gate can limit."""
+
+
 def evidence(before: Measured, after: Measured, held_out: Collection[str], *, source: str) -> list[Evidence]:
     """The figures that the release gate reads, of the repaired model, with the base model's beside them."""
 
@@ -53,7 +57,8 @@ def evidence(before: Measured, after: Measured, held_out: Collection[str], *, so
     shares = []
     for name, pick in picks.items():
         counted = tally(after[0], pick)
-        if name != "near_twin_refusal" and counted.n + counted.not_scored:
+        # of few near twins, which no rule limits, a single one that cannot be read would count for much
+        if counted.n + counted.not_scored >= (MANY if name == "near_twin_refusal" else 1):
             shares.append((Rate(counted.not_scored, counted.n + counted.not_scored), name))
     worst, where = max(shares, key=lambda s: (s[0].value, s[1]), default=(Rate(0, 0), ""))
     low, high = worst.interval()
@@ -261,7 +266,7 @@ def summary(
         judge=judge_errors(loop.judge.name, loop.options.max_tokens),
         limits=LIMITS + (RETRIED if loop.options.discover else ()),
         reproduce=reproduce("loop", facts.given),
-        options=loop.options.model_dump(mode="json"),
+        options=loop.options.model_dump(mode="json") | {"maker_options": loop.maker.options()},
         versions=facts.versions,
         machine=machine(),
         peak_memory_mib=peak_memory(),

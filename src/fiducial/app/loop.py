@@ -54,6 +54,8 @@ class LoopTraining(TrainOptions):
     """Share of the layers, from the top, that carry the adapter."""
     minutes: None = None
     """Set by the loop from its own budget."""
+    held_out: Literal[0] = 0
+    """The loop has a split for that."""
     seed: Literal[0] = 0
     """Set by the loop: its own seed decides."""
 
@@ -90,9 +92,9 @@ class LoopOptions(BaseModel):
     """Who says whether an answer complies."""
     maker: str = DEFAULT_MAKER
     """Who turns failures into training data."""
-    maker_options: dict[str, Any] = Field(default_factory=dict)
-    """Options of the maker. By default those that suit its default: failures weigh 0.75, or 1.6 where near twins are learnt from, in other languages than
-    English 0.7 of that, for a model that reads English best. A refusal begins in one way and an answer in many, so the likeliest word refuses too often."""
+    maker_options: dict[str, Any] | None = None
+    """Options of the maker. By default those that suit its default: failures weigh 0.75, and 1.6 where 0.6 of the near twins are learnt from; in other
+    languages than English 0.7 of that. A refusal begins in one way and an answer in many, so that the likeliest word refuses too often."""
     discover: str = ""
     """A maker that looks for further weaknesses in every round, such as align/weakness_discovery. Its repairs are trained on besides, and its
     cases, of which half is held out, are tried again in the end. None by default: it takes minutes."""
@@ -135,6 +137,8 @@ class Loop:
         self.options, self.run, self.progress = options, run, progress
         self.judge = cast(Judge, registry.create(registry.card(options.judge, role="Judge").name))
         self.material = material(options.goals)
+        if options.near_twins and not self.material["repair"].near:
+            raise ConfigError(f"{options.goals} has no near twins, which only shipped goals have", hint="leave out near_twins, or take goals=shipped")
         self.maker = cast(Maker, registry.create(registry.card(options.maker, role="Maker").name, self._maker_options()))
         self.objective: Objective | None = None
         self.candidates: tuple[Candidate, ...] = ()
@@ -182,9 +186,9 @@ class Loop:
 
     def _maker_options(self) -> dict[str, Any]:
         """Those that were asked for, else what suits the default maker on this material."""
-        if self.options.maker != DEFAULT_MAKER or self.options.maker_options:
-            return self.options.maker_options
-        return {"failure_weight": 1.6 if self.options.near_twins and self.material["repair"].near else 0.75, "other_languages": 0.7}
+        if self.options.maker != DEFAULT_MAKER or self.options.maker_options is not None:
+            return self.options.maker_options or {}
+        return {"failure_weight": round(0.75 + 17 / 12 * self.options.near_twins, 2), "other_languages": 0.7}
 
     def _named_objectives(self) -> None:
         """The objective that was asked for, or a look at the names of those to choose among. Raises ConfigError."""

@@ -34,11 +34,10 @@ class Material:
         return Material(goals, twins, self._alike(goals, max(50, 2 * count // 3)), close)
 
     def learnt(self, near: float = 0.0) -> list[Prompt]:
-        """What is asked to be learnt from: all goals, and what is harmless beside them. With a share of the near twins, three quarters as large a share of the
-        looser twins and of the ordinary prompts, so that the harmless do not outnumber the goals by much; else all of these."""
-        if not near or not self.near:
-            return [*self.goals, *self.twins, *self.ordinary]
-        return [*self.goals, *_share(self.twins, 0.75 * near), *_share(self.near, near), *_share(self.ordinary, 0.75 * near)]
+        """What is asked to be learnt from: all goals, and what is harmless beside them. The larger the share of the near twins, the smaller that of the
+        looser twins and of the ordinary prompts, of which a twelfth is left when all near twins are in: the harmless stay about as many."""
+        rest = 1 - 11 / 12 * near if self.near else 1.0
+        return [*self.goals, *_share(self.twins, rest), *_share(self.near, near), *_share(self.ordinary, rest)]
 
     def _alike(self, goals: Sequence[Prompt], count: int) -> list[Prompt]:
         """`count` ordinary prompts in the languages of the goals, filled up with others."""

@@ -183,7 +183,7 @@ def _headed(model: Model) -> LocalModel:
 
     if not isinstance(model, LocalModel) or model.head is None:
         raise ModelError(f"{model.uri} has no score head", hint="give run:ID of a run of fiducial align reward_model")
-    elsewhere = {BY_STEPS: "at the end of each step", BY_TOKENS: "before each token"}.get(model.head.trained_by)
+    elsewhere = ({BY_STEPS: "at the end of each step"} | dict.fromkeys(BY_TOKENS, "before each token")).get(model.head.trained_by)
     if elsewhere:
         hint = "give a reward or cost model; a process model is tried by fiducial evaluate best_of_n, option --reward"
         raise ModelError(f"{model.uri} was trained by {model.head.trained_by} to be read {elsewhere}, not at the end of an answer", hint=hint)

@@ -55,7 +55,8 @@ class Memory:
         self._asked[same] += 1
         if key not in self._known:
             call = self._known[key] = answer(key)
-            if Call.parse(call.line()) == call:  # an infinite score would be read as none: it is asked for again
+            failed = any(c.finish == "error" for row in call.completions for c in row)
+            if not failed and Call.parse(call.line()) == call:  # an infinite score would be read as none: it is asked for again, as what failed is
                 self._lines.append(call)
         return self._known[key]
 

@@ -32,8 +32,8 @@ Better = Literal["better", "worse"]
 LAST = "last"
 BY_STEPS = "align/process_reward"
 """The objective whose scores are read at every step."""
-BY_TOKENS = "align/ppo"
-"""The objective whose scores are read before every token, as values of a policy."""
+BY_TOKENS = ("align/ppo", "align/awr")
+"""The objectives whose scores are read before every token, as values of a policy."""
 
 
 class Scale(NamedTuple):

@@ -7,7 +7,7 @@ from math import isfinite, nan
 from statistics import fmean
 
 from fiducial.core.errors import ConfigError
-from fiducial.core.intervals import Mean, Rate, mean
+from fiducial.core.intervals import Mean, Rate, mean, paired_difference
 from fiducial.core.records import Group
 from fiducial.data.split import place_of
 
@@ -52,23 +52,27 @@ def intervals(found: Found) -> dict[str, Mean | Rate]:
     return known
 
 
-def rule(looks: Sequence[Mapping[str, float]]) -> tuple[bool, str]:
-    """Whether held-out groups got no worse, in a sentence.
+def rule(looks: Sequence[Mapping[str, float]], before: Found, after: Found) -> tuple[bool, str]:
+    """Whether held-out groups got no worse, in a sentence; `before` and `after` are the first and the last look by group.
 
-    They got worse when the last look is below the first, or below the one before for the second time running.
+    They got worse when the interval of the paired differences lies wholly on that side, or when each of the last two looks was worse than the one before.
     """
-    by, values = _judged(looks)
-    said = f"{by} on {looks[-1]['groups']:.0f} held-out groups is {looks[-1][by]:.3g}, and was {looks[0][by]:.3g}"
-    return (False, f"{said}; it got worse twice running") if falling(looks) else (values[-1] >= values[0], said)
+    by = _judged(looks)
+    sign = 1 if by == "accuracy" else -1
+    pairs = [(now[by], then[by]) for now, then in zip(after, before, strict=True) if by in now and by in then]
+    change = paired_difference([now for now, _ in pairs], [then for _, then in pairs])
+    best = max(sign * bound for bound in change.interval())
+    said = f"{by} on {len(pairs)} held-out groups is {looks[-1][by]:.3g}, and was {looks[0][by]:.3g} (change {change})"
+    return (False, f"{said}; it got worse twice running") if falling(looks) else (not best < 0, said)
 
 
 def falling(looks: Sequence[Mapping[str, float]]) -> bool:
     """Whether held-out groups got worse in each of the last two looks."""
-    last = _judged(looks)[1][-3:]
+    by = _judged(looks)
+    last = [look[by] if by == "accuracy" else -look[by] for look in looks[-3:]]
     return len(last) == 3 and last[2] < last[1] < last[0]
 
 
-def _judged(looks: Sequence[Mapping[str, float]]) -> tuple[str, list[float]]:
-    """What looks are judged by, and its values, higher = better: accuracy, or the loss where nothing is compared."""
-    compared = all("accuracy" in look for look in looks)
-    return ("accuracy", [look["accuracy"] for look in looks]) if compared else ("loss", [-look["loss"] for look in looks])
+def _judged(looks: Sequence[Mapping[str, float]]) -> str:
+    """What looks are judged by: accuracy, higher = better, or the loss where nothing is compared."""
+    return "accuracy" if all("accuracy" in look for look in looks) else "loss"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -61,6 +61,8 @@ class TrainResult:
     watched: list[dict[str, float]] = field(default_factory=list)
     looks: list[dict[str, float]] = field(default_factory=list)
     """Loss and metrics on held-out groups, before training, at every look and after it; empty where nothing was held out."""
+    held_before: heldout.Found = field(default_factory=list)
+    """The first of them by group."""
     held_out: heldout.Found = field(default_factory=list)
     """The last of them by group."""
 
@@ -98,9 +100,11 @@ def train(
         learnt, kept = heldout.divided(groups, options.held_out)
         data = Data.of(model, learnt, objective, options)
         held = Data.of(model, kept, objective, options) if kept else None
+    if held and "mismatched" in objective.reads and len(held.groups) < 2:
+        raise ConfigError(f"{objective.name} pairs prompts with answers to others, but one group is held out", hint="raise held_out, or give more data")
     adapted, added = adapters.is_adapted(model.module), has_added(model, folder)
     with lora.adapter_off(model.module) if added else nullcontext():
-        steps = [batch(step, len(data.groups), options) for step in range(planned_steps(len(data.groups), options))]
+        steps = (batch(step, len(data.groups), options) for step in range(planned_steps(len(data.groups), options)))
         material = _material(model, data, objective, steps, folder)
         proof = _material(model, held, objective, [range(len(held.groups))], folder) if held else None
     # where the weights that train were there before, a reference is of that very model; below a new adapter lie frozen weights
@@ -158,7 +162,7 @@ class _Material:
         return {"reference": self.reference, "mismatched": self.pairs[step] if self.pairs else None}
 
 
-def _material(model: LocalModel, data: Data, objective: Objective, steps: Sequence[Sequence[int]], folder: Path) -> _Material:
+def _material(model: LocalModel, data: Data, objective: Objective, steps: Iterable[Sequence[int]], folder: Path) -> _Material:
     """The same groups with the reference model's word on them: the model as it is before training."""
     return _Material(data, _reference(model, data, objective, folder), _mismatched(model, data, objective, steps, folder))
 
@@ -182,7 +186,7 @@ def _reference(model: LocalModel, data: Data, objective: Objective, folder: Path
     return data.parts.with_tokens(table) if tokens else data.parts.with_logp(data.place(range(len(data.groups)), table))
 
 
-def _mismatched(model: LocalModel, data: Data, objective: Objective, steps: Sequence[Sequence[int]], folder: Path) -> list[Tensor]:
+def _mismatched(model: LocalModel, data: Data, objective: Objective, steps: Iterable[Sequence[int]], folder: Path) -> list[Tensor]:
     """The same of the mismatched pairs of every step, of which the groups are given. Raises DataError where there is no second group."""
     if "mismatched" not in objective.reads:
         return []
@@ -208,7 +212,9 @@ class _Trainer:
         self.history: list[dict[str, float]] = []
         self.watched: list[dict[str, float]] = []
         self.looks: list[dict[str, float]] = []
+        self.held_before: heldout.Found = []
         self.held_out: heldout.Found = []
+        self.looking = 0.0
         self.norms: list[float] = []
 
     @property
@@ -245,7 +251,7 @@ class _Trainer:
             stop = f"the schedule was shortened to {self.last} of {self.planned} steps, which fit into {self.options.minutes:g} minutes"
         groups, left = len(self.data.groups), self.data.left_out
         counts = (self.updates.tokens, self.updates.naive, self.seconds)
-        return TrainResult(self.step, self.planned, groups, left, *counts, stop, self.history, self.watched, self.looks, self.held_out)
+        return TrainResult(self.step, self.planned, groups, left, *counts, stop, self.history, self.watched, self.looks, self.held_before, self.held_out)
 
     def _one_step(self) -> dict[str, float]:
         chosen = batch(self.step, len(self.data.groups), self.options)
@@ -257,7 +263,7 @@ class _Trainer:
         began = time.monotonic()
         nothing: tuple[dict[str, float], str] = ({}, "")
         seen, reason = agreed(self.accelerator, watch(self.step, self.model) if watch else nothing)
-        self.seconds += time.monotonic() - began
+        self._looked(began)
         self.watched.append({"step": self.step} | seen)
         return reason
 
@@ -267,12 +273,21 @@ class _Trainer:
             return ""
         began = time.monotonic()
         self.held_out = self.updates.measured(self.proof.data, **self.proof.of_step(0))
+        if not self.step and self.objective.needs_reference:  # the policy is its own reference yet, and orders nothing
+            self.held_out = [each | ({"accuracy": 0.5} if "accuracy" in each else {}) for each in self.held_out]
         figures = heldout.figures(self.held_out)
-        if not self.step and self.objective.needs_reference and "accuracy" in figures:
-            figures["accuracy"] = 0.5  # the policy is its own reference yet, and orders nothing
+        if not figures.keys() & {"accuracy", "loss"}:
+            raise ConfigError(f"{self.objective.name} learns nothing from the groups that are held out", hint="give another held_out, or more data")
+        self.held_before = self.held_before or self.held_out
         self.looks.append({"step": float(self.step)} | figures)
-        self.seconds += time.monotonic() - began
-        return f"held out: {heldout.rule(self.looks)[1]}" if heldout.falling(self.looks) else ""
+        self._looked(began)
+        return f"held out: {heldout.rule(self.looks, self.held_before, self.held_out)[1]}" if heldout.falling(self.looks) else ""
+
+    def _looked(self, began: float) -> None:
+        """Time of a look, which is no measure of a step's."""
+        spent = time.monotonic() - began
+        self.seconds += spent
+        self.looking += spent
 
     def _limits(self, figures: dict[str, float]) -> str:
         """A reason to stop that the step itself shows, or nothing."""
@@ -289,7 +304,7 @@ class _Trainer:
         roughly, well = TIMED
         if self.options.minutes is None or self.step < roughly:
             return self.last
-        fits = self.step + (60 * self.options.minutes - self.seconds) / (self.seconds / self.step)
+        fits = self.step + (60 * self.options.minutes - self.seconds) / ((self.seconds - self.looking) / self.step)
         if fits >= (0.5 if self.step < well else 0.95) * self.last:
             return self.last
         return max(self.step, self.planned * int(20 * fits / self.planned) // 20)
@@ -312,7 +327,9 @@ class _Trainer:
             "history": self.history,
             "watched": self.watched,
             "looks": self.looks,
+            "held_before": self.held_before,
             "held_out": self.held_out,
+            "looking": self.looking,
             "norms": self.norms,
         }
         self.updates.save(self.folder, step=self.step, state=state)
@@ -324,7 +341,7 @@ class _Trainer:
         self.updates.steps, self.updates.tokens, self.updates.naive = state["step"], state["tokens"], state["naive"]
         self.seconds = state["seconds"]
         self.history, self.watched, self.norms, self.stop = state["history"], state["watched"], state["norms"], state["stop"]
-        self.looks, self.held_out = state["looks"], state["held_out"]
+        self.looks, self.held_before, self.held_out, self.looking = (state[name] for name in ("looks", "held_before", "held_out", "looking"))
         last, minutes = state["last"]
         self.last = last if minutes == self.options.minutes else self.planned  # other time, another plan
 

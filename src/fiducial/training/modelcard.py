@@ -66,7 +66,7 @@ def write(folder: Path, facts: Facts) -> Path:
     from huggingface_hub import ModelCardData
 
     adapted = (folder / adapters.CONFIG).is_file()
-    scores = (folder / scorehead.FILE).is_file() and facts.method != scorehead.BY_TOKENS  # a policy with a head for values is still a policy
+    scores = (folder / scorehead.FILE).is_file() and facts.method not in scorehead.BY_TOKENS  # a policy with a head for values is still a policy
     base, licence = origin(facts.base)
     below = _below(folder) or facts.base if adapted else ""
     if below:

@@ -3,7 +3,7 @@
 Fresh samples are drawn from the trained model on a few harmless prompts and scored under it and under the base model. KL(policy, base)
 is estimated per sequence by k1 = mean of l and k3 = mean of (exp(-l) - 1 + l), with l = log pi(y) - log base(y) summed over the tokens
 of a sample; both in nats, k3 is never negative. A stop writes its reason; a rule that was not measured says so, and is no pass.
-Nothing here reads the loss: a run whose loss alone is known is `not measured`.
+Nothing here reads the loss in training: a run of which that alone is known is `not measured`.
 Source of the estimators: Schulman 2020, "Approximating KL divergence".
 """
 
@@ -31,7 +31,7 @@ RULES = ("drift", "length", "repetition")
 DISPLACED = 0.7
 """Share of preferred answers that lost probability, above which the report card says what that means."""
 SAYS: dict[Outcome, str] = {
-    "pass": "no rule was broken; whether the model does better what it was trained for is not measured here",
+    "pass": "no rule was broken; whether the model does better what it is for is not measured here",
     "fail": "a rule was broken; do not use this model before you have looked at its answers",
     "not measured": "not every rule was measured; a falling loss alone shows nothing",
 }
@@ -148,22 +148,23 @@ def card(watch: FreshSamples | None, figures: Mapping[str, float], result: Train
         found = watch.rules(dict(figures))
     seen, pairs = (watch.evidence(), watch.answers()) if watch is not None else ([], [])
     if result.looks:
-        better, sentence = heldout.rule(result.looks)
+        better, sentence = heldout.rule(result.looks, result.held_before, result.held_out)
         found["held_out"] = ("pass" if better else "fail", sentence)
         seen = [*seen, *evidence(heldout.intervals(result.held_out))]
     # of the held-out pairs where there are such, else of the last tenth of the steps
     displaced = mean([s["displaced"] for s in result.looks[-1:] or result.history[-max(1, len(result.history) // 10) :] if "displaced" in s]).value
-    remarks = [displacement(displaced, spoilt=any(found[name][0] == "fail" for name in ("length", "repetition")))] if displaced > DISPLACED else []
+    remarks = [displacement(displaced, answers=[found[name][0] for name in ("length", "repetition")])] if displaced > DISPLACED else []
     kept = {"looks": [dict(look) for look in result.looks], "history": [dict(step) for step in result.history]}
     return summed(found, seen, stop=result.stop, remarks=remarks, answers=pairs, **kept)
 
 
-def displacement(share: float, *, spoilt: bool) -> str:
-    """What it means that so many preferred answers have lost probability against the reference."""
+def displacement(share: float, *, answers: Sequence[Outcome]) -> str:
+    """What it means that so many preferred answers have lost probability against the reference, by the outcomes of the rules on fresh answers."""
     said = f"{share:.0%} of the preferred answers have lost probability against the reference"
-    if spoilt:
+    if "fail" in answers:
         return f"{said}, and fresh answers are worse: dangerous; an anchor (anchor=1 of align/dpo), pairs drawn from the model itself, or a larger beta stop it"
-    return f"{said}: usual where only differences are trained; look at the answers, which by length and repetition are as before"
+    known = "which by length and repetition are within their limits" if set(answers) == {"pass"} else "which were not measured"
+    return f"{said}: usual where only differences are trained; look at fresh answers, {known}"
 
 
 def evidence(figures: Mapping[str, Mean | Rate]) -> list[Evidence]:

@@ -307,7 +307,7 @@ def _left_out(recipe: Recipe, label: str, made: Mapping[str, Mapping[str, Any]],
     """When `label` ends a round after which its block stops: the steps of later rounds, with those of this one that they stand for."""
     for block in (b for b in recipe.steps if b.stop):
         assert block.stop is not None
-        for number in range(1, block.rounds + 1):
+        for number in range(1, block.rounds):  # after the last round there is nothing left to stop
             if label != f"{block.name}/{number}/{block.steps[-1].label}":
                 continue
             wanted, below, above = block.stop.figure, block.stop.below, block.stop.above

@@ -112,7 +112,7 @@ def finish(job: Job, run: Run, stage: Stage, kept: Kept, card: Mapping[str, Any]
     place = run.path / "card.json"
     unknown = {name: f"measure it with: fiducial {how} run:{run.id}" for name, how in LEFT_TO_OTHERS.items()}
     if card.get("looks") == []:
-        unknown["held-out groups"] = "hold some out of training, for example --held-out 0.1"
+        unknown["held-out groups"] = "hold some out of training, and measure on them; our own trainers do with --held-out 0.1"
     about = {
         "run": run.id,
         "method": job.card.name,
