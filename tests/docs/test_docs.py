@@ -171,7 +171,7 @@ def test_the_budget_in_the_readmes_is_the_default():
 
 @pytest.mark.parametrize("name", READMES)
 def test_measured_figures_in_a_readme_stand_in_the_results(name):
-    results = " ".join(text(p) for p in (ROOT / "bench" / "results").glob("*.md")).replace(" %", "%")
+    results = " ".join(text(p) for p in (ROOT / "bench" / "results").rglob("*.md")).replace(" %", "%")
     for figure in re.findall(r"\d+(?:\.\d+)? ?%|\d+(?:\.\d+)? ?(?:×|times\b)", text(ROOT / name)):
         assert figure.replace(" %", "%") in results, figure
 
