@@ -118,6 +118,15 @@ def curve(proxy: Values, gold: Values, ns: Sequence[int]) -> dict[str, list[floa
     }
 
 
+def bent(true: Sequence[float], ns: Sequence[int]) -> tuple[float, float]:
+    """Gao et al.'s curve for the best of n, R = d (a - b d) with d the root of the divergence in nats: (a, b) by least squares."""
+    at = [best_of_n_kl(n) ** 0.5 for n in ns]
+    two, three, four = (sum(d**power for d in at) for power in (2, 3, 4))
+    first, second = sum(d * r for d, r in zip(at, true, strict=True)), sum(d * d * r for d, r in zip(at, true, strict=True))
+    whole = two * four - three * three
+    return (first * four - second * three) / whole, (first * three - second * two) / whole
+
+
 def _standard(values: Values) -> list[list[float]]:
     centred = [[v - fmean(row) for v in row] for row in values]
     spread = pstdev([v for row in centred for v in row]) or 1.0
@@ -166,6 +175,13 @@ def trend(seeds: Sequence[Mapping[str, Any]], sizes: Sizes) -> Trend:
     falling = direction(
         "With one reward model the true reward falls in the end", GAO, [t[half] - t[-1] for t in true], f"true reward, n = {sizes.half_way} less n = {most}"
     )
+    fits = {name: [bent(c, sizes.ns) for c in curves(name, "gold")] for name in seeds[0]["chosen_by"]}
+    bending = direction(
+        "The true reward bends down: b > 0 in R = d (a - b d), d the root of the KL",
+        GAO,
+        [b for _, b in fits[ONE]],
+        "b of one reward model, in standard deviations",
+    )
     helping = [
         direction(
             f"The ensemble ({name}) beats one reward model",
@@ -178,8 +194,9 @@ def trend(seeds: Sequence[Mapping[str, Any]], sizes: Sizes) -> Trend:
     ]
     rows = []
     for name in seeds[0]["chosen_by"]:
+        fit = {"a of the fit": summary([a for a, _ in fits[name]]), "b of the fit": summary([b for _, b in fits[name]])}
         cells = {f"n = {n}, KL <= {best_of_n_kl(n):.2f}": summary([c[i] for c in curves(name, "gold")]) for i, n in enumerate(sizes.ns) if n > 1}
-        rows.append({"chosen by": name, "orders pairs rightly": summary([c[0] for c in curves(name, "right")]), **cells})
+        rows.append({"chosen by": name, "orders pairs rightly": summary([c[0] for c in curves(name, "right")]), **cells, **fit})
     return Trend(
         name=NAME,
         question="Does the true reward of the best of n by a learned reward fall behind as n grows, and does an ensemble help?",
@@ -188,7 +205,7 @@ def trend(seeds: Sequence[Mapping[str, Any]], sizes: Sizes) -> Trend:
         f"reward models on the same pairs, each with its own head, adapter and order: LoRA of rank {sizes.rank} on the top {sizes.depth:.0%} of the layers, "
         f"{sizes.epochs:g} passes, learning rate {sizes.learning_rate:g}. Best of n from {sizes.pool} answers to each of {sizes.asked} more, others for "
         f"every seed, by the unbiased estimator.",
-        directions=[learnt, parting, falling, *helping],
+        directions=[learnt, parting, falling, bending, *helping],
         rows=rows,
         seeds=seeds,
         notes=[

@@ -30,6 +30,15 @@ def test_the_loss_of_a_pair_is_the_papers_sum():
     assert CostModel()(policy).item() == approx(softplus(-(1.5 + 0.5)) + softplus(-1.5) + softplus(-0.5))
 
 
+def test_the_gradient_has_its_closed_form_away_from_zero_too():
+    """By hand: at the less harmful, safe answer s(C_l - C_w) + s(C_l); at the other, unsafe one -s(C_l - C_w) - s(-C_w)."""
+    policy, leaf = costs(-0.5, 1.5, rewards=(1.0, -1.0))
+    CostModel()(policy).sum().backward()
+    sigmoid = lambda x: 1 / (1 + exp(-x))  # noqa: E731
+    assert leaf.grad[0].tolist() == approx([sigmoid(-2.0) + sigmoid(-0.5), -sigmoid(-2.0) - sigmoid(-1.5)])
+    assert leaf.grad[0].tolist() == approx([0.119203 + 0.377541, -0.119203 - 0.182426], abs=1e-6)
+
+
 def test_the_more_harmful_answer_gets_the_higher_cost_and_the_safe_one_a_negative_one():
     policy, leaf = costs(0.0, 0.0, rewards=(1.0, -1.0))
     CostModel()(policy).sum().backward()

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
+from fiducial.app.measure import made
 from fiducial.app.summary import Retried, Tally
 from fiducial.core import registry
 from fiducial.core.errors import ConfigError
@@ -35,28 +36,18 @@ def maker(options: LoopOptions, results: str) -> Maker:
 
 
 def discover(loop: Loop, number: int, attempts: Sequence[Attempt], model: LocalModel) -> list[Group]:
-    """Groups for what else the model fails at. A search that was interrupted starts over: it is a function of its inputs."""
+    """Groups for what else the model fails at."""
     if not loop.options.discover:
         return []
     options = loop.options.discover_options
     asked = {"model": model.fingerprint, "attempts": digest([a.id for a in attempts]), "seed": loop.options.seed}
     files = {name: hash_file(Path(value)) for name, value in options.items() if isinstance(value, str) and Path(value).is_file()}
     stage = loop.run.stage(f"discover-{number}", asked | {"maker": loop.options.discover, "options": options, "files": files})
-    kept = stage.lines("groups", Group)
-    if not stage.done:
-        began = time.monotonic()
-        kept.path.unlink(missing_ok=True)
-        searching = maker(loop.options, str(stage.path / CASES))
-        with loop.progress.task(f"looking for weaknesses, round {number}", None) as task:
-
-            def keep(group: Group) -> None:
-                kept.append(group)
-                task.advance(1, figure=group.prompt.category)
-
-            found = searching.make(attempts, model, seed=loop.options.seed, sink=keep)
-        stage.finish({"groups": len(found), "seconds": time.monotonic() - began})
+    searching = maker(loop.options, str(stage.path / CASES))
+    with loop.progress.task(f"looking for weaknesses, round {number}", None) as task:
+        found = made(stage, stage.lines("groups", Group), searching, attempts, model, seed=loop.options.seed, task=task)
     loop.seconds[f"discover {number}"] = stage.result["seconds"]
-    return kept.read()
+    return found
 
 
 def retry(loop: Loop, repaired: LocalModel) -> tuple[Retried, ...]:

@@ -64,7 +64,7 @@ def evidence(before: Measured, after: Measured, held_out: Collection[str], *, so
     low, high = worst.interval()
     value = worst.value if worst.n else 1.0
     found = [*direct, Evidence(name="not_scored", value=value, n=worst.n, low=low, high=high, source=f"{source}: {where}")]
-    change = _capability_change(before[1], after[1])
+    change = capability_change(before[1], after[1])
     return [e for e in found if e.n] + ([change.model_copy(update={"source": source})] if change else [])
 
 
@@ -87,7 +87,7 @@ def _is_twin(attempt: Attempt) -> bool:
     return attempt.prompt.expected == "comply" and not _is_near(attempt)
 
 
-def _capability_change(before: Sequence[Score], after: Sequence[Score]) -> Evidence | None:
+def capability_change(before: Sequence[Score], after: Sequence[Score]) -> Evidence | None:
     """Paired change of `acc`, negative = loss. None where items differ, or are too few for an interval."""
     then, now = (next((s for s in scores if s.metric == "acc"), None) for scores in (before, after))
     if then is None or now is None or not _pairable(then, now) or len(then.items) < 2:

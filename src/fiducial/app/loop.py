@@ -18,13 +18,13 @@ from fiducial.app import card
 from fiducial.app.cli.progress import Progress
 from fiducial.app.discovery import discover, maker, retry
 from fiducial.app.material import Material, material
-from fiducial.app.measure import tally, trials
+from fiducial.app.measure import capability, made, tally, tried
 from fiducial.app.summary import Candidate, Point, Retried
 from fiducial.core import registry
 from fiducial.core.errors import ConfigError, ModelError
 from fiducial.core.ledger import Ledger
 from fiducial.core.records import Attempt, Evidence, Group, Prompt, Score, digest
-from fiducial.core.roles import Attack, Gate, Judge, Maker, Objective, Suite
+from fiducial.core.roles import Attack, Gate, Judge, Maker, Objective
 from fiducial.core.run import Run
 from fiducial.core.store import copy_tree, write_atomic
 from fiducial.training.options import TrainOptions
@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 DEFAULT_MAKER = "align/failure_pairs"
 WITH_ADAPTER = 1.25
 """What the same measurement takes on a model with an adapter, against the base model."""
-REST = 15.0
-"""Seconds for what is no stage: importing, opening the model, putting the adapter on, saving, the report."""
+REST = 10.0
+"""Seconds for what is no stage: importing, putting the adapter on, saving, the report."""
 
 
 class LoopTraining(TrainOptions):
@@ -208,9 +208,11 @@ class Loop:
         from fiducial.models.local import LocalModel
         from fiducial.models.open import open as opened
 
+        began = time.monotonic()
         with self.progress.task("opening the model", 1) as task:
             model = opened(self.options.model)
             task.advance(1, figure=model.fingerprint)
+        self.seconds["opening"] = time.monotonic() - began  # the embedded model is unpacked at its first use
         if not isinstance(model, LocalModel):
             raise ModelError(f"the weights of '{model.uri}' are not here, so it cannot be repaired", hint="use `fiducial check` for the finding half")
         if adapters.is_adapted(model.module):
@@ -224,16 +226,9 @@ class Loop:
         held, count = self._held_out(), self.options.per_family
         plan = [(self.direct, held.direct), *((attack, held.attacked(count, count // 4)) for attack in [*self.attacks, *self.held_out])]
         attempts = self._trials(name, model, plan)
-        stage = self.run.stage(f"capability-{name}", {"model": model.fingerprint, "items": self.options.capability_items})
-        if not stage.done:
-            suite = cast(Suite, registry.create("evaluate/multiple_choice"))
-            began = time.monotonic()
-            with self.progress.task(f"capability {name}", 1) as task:
-                found = suite.run(model, limit=self.options.capability_items, seed=self.options.seed)
-                task.advance(1, figure=", ".join(f"{s.metric} {s.value:.0%}" for s in found.scores[:1]))
-            stage.finish({"scores": [s.model_dump(mode="json") for s in found.scores], "seconds": time.monotonic() - began})
-        self.seconds[f"capability {name}"] = stage.result["seconds"]
-        return attempts, [Score.model_validate(s) for s in stage.result["scores"]]
+        how = {"items": self.options.capability_items, "seed": self.options.seed, "progress": self.progress}
+        scores, self.seconds[f"capability {name}"] = capability(self.run, name, model, **how)
+        return attempts, scores
 
     def _held_out(self) -> Material:
         """What proves: where near twins are learnt from, enough of them for a rate."""
@@ -291,15 +286,9 @@ class Loop:
 
     def _groups(self, number: int, attempts: Sequence[Attempt], model: Model) -> list[Group]:
         stage = self.run.stage(f"make-{number}", {"attempts": digest([a.id for a in attempts]), "maker": {"name": self.maker.name} | self.maker.options()})
-        lines = stage.lines("groups", Group)
-        if stage.done:
-            return lines.read()
-        groups = list({g.id: g for g in self.maker.make(attempts, model, seed=self.options.seed)}.values())
-        lines.path.unlink(missing_ok=True)  # an interrupted make starts over: it is a function of the attempts
-        for group in groups:
-            lines.append(group)
-        stage.finish({"groups": len(groups)})
-        return groups
+        with self.progress.task(f"making groups, round {number}", None) as task:
+            found = made(stage, stage.lines("groups", Group), self.maker, attempts, model, seed=self.options.seed, task=task)
+        return list({g.id: g for g in found}.values())
 
     def _train(
         self, number: int, base: LocalModel, model: LocalModel, groups: Sequence[Group], objective: Objective, folder: Path, state: Path
@@ -392,16 +381,8 @@ class Loop:
     # ---- what stages share
 
     def _trials(self, name: str, model: Model, plan: Sequence[tuple[Attack, Sequence[Prompt]]]) -> list[Attempt]:
-        inputs = {"model": model.fingerprint, "plan": digest([[a.name, a.options(), [p.id for p in ps]] for a, ps in plan]), "seed": self.options.seed}
-        stage = self.run.stage(name, inputs | {"judge": self.judge.options() | {"name": self.judge.name}, "max_tokens": self.options.max_tokens})
-        began = time.monotonic()
-        kept = stage.lines("attempts", Attempt)
-        found = trials(
-            model, plan, self.judge, kept, seed=self.options.seed, max_tokens=self.options.max_tokens, progress=self.progress, name=name.replace("-", " ")
-        )
-        if not stage.done:
-            stage.finish({"seconds": time.monotonic() - began, "attempts": len(found)})
-        self.seconds[name.replace("-", " ")] = stage.result["seconds"]
+        how = {"seed": self.options.seed, "max_tokens": self.options.max_tokens, "progress": self.progress}
+        found, self.seconds[name.replace("-", " ")] = tried(self.run, name, model, plan, self.judge, **how)
         return found
 
     def copied(self, base: LocalModel) -> LocalModel:

@@ -1,18 +1,23 @@
-"""Trials: attacks on prompts, judged and kept as they come; how they are counted, on what machine, and in how much memory."""
+"""What runs do with a model and keep as it comes: trials, capability items, groups made of attempts; how trials are counted, and on what machine."""
 
 from __future__ import annotations
 
 import os
 import platform
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import cast
 
-from fiducial.app.cli.progress import Progress
+from fiducial.app.cli.progress import Progress, Task
 from fiducial.app.summary import Tally
-from fiducial.core.records import Attempt, Prompt
-from fiducial.core.roles import Attack, Judge
+from fiducial.core import registry
+from fiducial.core.records import Attempt, Group, Prompt, Score, digest
+from fiducial.core.roles import Attack, Judge, Maker, Suite
+from fiducial.core.run import Run, Stage
 from fiducial.core.store import Lines
 from fiducial.models.base import Model, WhiteBox
+from fiducial.models.remembered import Call, Memory
 
 TOGETHER = 512
 """Prompts that a model whose weights are here is asked at once; about what one batch of short prompts holds."""
@@ -56,6 +61,56 @@ def trials(
             for batch in _batches(model, prompts, left):
                 attack.run(model, batch, seed=seed, max_tokens=max_tokens, sink=keep)
     return [done[p.id, attack.name] for attack, prompts in plan for p in prompts]
+
+
+def tried(
+    run: Run, name: str, model: Model, plan: Sequence[tuple[Attack, Sequence[Prompt]]], judge: Judge, *, seed: int, max_tokens: int, progress: Progress
+) -> tuple[list[Attempt], float]:
+    """The trials of a plan as a stage of the run, done once, and the seconds they took."""
+    inputs = {"model": model.fingerprint, "plan": digest([[a.name, a.options(), [p.id for p in ps]] for a, ps in plan]), "seed": seed}
+    stage = run.stage(name, inputs | {"judge": judge.options() | {"name": judge.name}, "max_tokens": max_tokens})
+    began = time.monotonic()
+    kept = stage.lines("attempts", Attempt)
+    found = trials(model, plan, judge, kept, seed=seed, max_tokens=max_tokens, progress=progress, name=name.replace("-", " "))
+    if not stage.done:
+        stage.finish({"seconds": time.monotonic() - began, "attempts": len(found)})
+    return found, stage.result["seconds"]
+
+
+def capability(run: Run, name: str, model: Model, *, items: int | None, seed: int, progress: Progress) -> tuple[list[Score], float]:
+    """The shipped multiple-choice items (the first `items`) as a stage of the run, done once, and the seconds they took."""
+    stage = run.stage(f"capability-{name}", {"model": model.fingerprint, "items": items})
+    if not stage.done:
+        suite = cast(Suite, registry.create("evaluate/multiple_choice"))
+        began = time.monotonic()
+        with progress.task(f"capability {name}", 1) as task:
+            found = suite.run(model, limit=items, seed=seed)
+            task.advance(1, figure=", ".join(f"{s.metric} {s.value:.0%}" for s in found.scores[:1]))
+        stage.finish({"scores": [s.model_dump(mode="json") for s in found.scores], "seconds": time.monotonic() - began})
+    return [Score.model_validate(s) for s in stage.result["scores"]], stage.result["seconds"]
+
+
+def made(stage: Stage, lines: Lines[Group], maker: Maker, attempts: Sequence[Attempt], model: Model, *, seed: int, task: Task) -> list[Group]:
+    """The groups that a maker makes of attempts, as a stage of the run; each is written into `lines` as it comes.
+
+    A maker may decide by all that it saw before, so that one that was interrupted makes its groups again, from the answers that were kept.
+    """
+    if not stage.done:
+        began = time.monotonic()
+        lines.path.unlink(missing_ok=True)
+
+        def keep(group: Group) -> None:
+            lines.append(group)
+            task.advance(1, figure=group.prompt.category)
+
+        answers = stage.lines("answers", Call)
+        groups = maker.make(attempts, Memory(answers).of(model), seed=seed, sink=keep)
+        if not lines.path.exists():  # a maker need not use the sink
+            for group in groups:
+                keep(group)
+        stage.finish({"groups": len(groups), "hash": digest([g.id for g in groups]), "seconds": time.monotonic() - began})
+        answers.path.unlink(missing_ok=True)
+    return lines.read()
 
 
 def _batches(model: Model, prompts: Sequence[Prompt], left: Sequence[Prompt]) -> Iterator[Sequence[Prompt]]:

@@ -30,6 +30,8 @@ RULES = ("drift", "length", "repetition")
 """The rules of every run."""
 DISPLACED = 0.7
 """Share of preferred answers that lost probability, above which the report card says what that means."""
+KEPT = {"name", "value", "low", "high", "n", "baseline", "baseline_low", "baseline_high"}
+"""What a card keeps of a figure."""
 SAYS: dict[Outcome, str] = {
     "pass": "no rule was broken; whether the model does better what it is for is not measured here",
     "fail": "a rule was broken; do not use this model before you have looked at its answers",
@@ -136,9 +138,16 @@ def summed(rules: Mapping[str, tuple[Outcome, str]], figures: Sequence[Evidence]
         "says": SAYS[said],
         "stop": stop,
         "rules": {name: {"outcome": outcome, "sentence": sentence} for name, (outcome, sentence) in rules.items()},
-        "figures": [e.model_dump(mode="json", include={"name", "value", "low", "high", "n"}) for e in figures],
+        "figures": [e.model_dump(mode="json", include=KEPT, exclude_none=True) for e in figures],
         **rest,
     }
+
+
+def added(known: Mapping[str, Any], rules: Mapping[str, tuple[Outcome, str]], figures: Sequence[Evidence]) -> dict[str, Any]:
+    """A report card with more rules and figures, and the verdict on all of them."""
+    before = {name: (rule["outcome"], rule["sentence"]) for name, rule in known["rules"].items()}
+    rest = {name: value for name, value in known.items() if name not in ("verdict", "says", "stop", "rules", "figures")}
+    return summed({**before, **rules}, [*(Evidence(**figure) for figure in known["figures"]), *figures], stop=known["stop"], **rest)
 
 
 def card(watch: FreshSamples | None, figures: Mapping[str, float], result: TrainResult, *, why: str = "") -> dict[str, Any]:

@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
+APART, APART_16_BIT = 1e-4, 0.2
+"""Nats per token, on average over a step, that rounding may put between two passes of one model, by the precision of its weights."""
 TOKENS_EACH = 128
 """Fewer tokens are not worth a thread of their own."""
 
@@ -369,8 +371,21 @@ class Updates:
         self.naive += sum(seen[1] for *_, seen in said)
         everything = [g for _, own, _, _ in said for g in own]
         policy = self._policy(work, everything, [torch.cat(parts) for parts in zip(*(each for _, _, each, _ in said), strict=True)])
-        metrics = self.objective.metrics(policy, work.reference.select(everything) if work.reference is not None else None)
+        held = work.reference.select(everything) if work.reference is not None else None
+        if not self.steps and held is not None:
+            self._begin_at(policy, held)
+        metrics = self.objective.metrics(policy, held)
         return {"loss": sum(x for x, *_ in said)} | metrics
+
+    def _begin_at(self, policy: GroupLogProbs, held: GroupLogProbs) -> None:
+        """Raises FiducialError where the policy is not its reference before the first update: all differences after that would be wrong."""
+        apart = float((policy.logp - held.logp)[policy.mask].abs().sum() / policy.length[policy.mask].sum().clamp(min=1))
+        exact = all(p.dtype == torch.float32 for p in self.model.module.parameters())
+        if not apart <= (APART if exact else APART_16_BIT):
+            raise FiducialError(
+                f"before the first update the policy is {apart:.2g} nats per token away from its reference, which is the same model",
+                hint="something in it draws at random or is not what it was, such as dropout or a changed template: turn that off",
+            )
 
     def _reduce(self) -> None:
         """Adds up gradients over processes, where FSDP has not; a process without groups of its own takes part with zeros."""

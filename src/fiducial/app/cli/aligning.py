@@ -13,6 +13,7 @@ from fiducial.app.cli import trained
 from fiducial.app.cli.job import Job, Stage
 from fiducial.app.cli.making import groups_from, hash_of
 from fiducial.app.cli.params import parameter
+from fiducial.app.proving import proved
 from fiducial.core.registry import options_in
 from fiducial.core.roles import Objective
 from fiducial.core.run import follows
@@ -30,7 +31,7 @@ def _training_options() -> list[click.Option]:
     text = "Groups to train on: a file (pairs, demonstrations, labels), or a run that made some; several are put together; or else --prompts."
     data = click.Option(["--data"], metavar="FILE|RUN", multiple=True, help=text)
     # every training option has a default or is found out from the data, so none is asked for
-    return [data, *online.options(required=False), *[cast(click.Option, parameter(o)) for o in options_in(*TRAINING)]]
+    return [data, *online.options(required=False), *[cast(click.Option, parameter(o)) for o in options_in(*TRAINING)], trained.prove()]
 
 
 def align(job: Job) -> int:
@@ -63,9 +64,13 @@ def align(job: Job) -> int:
         why = "the model was trained to score, and is not asked for answers" if "scores" in objective.reads else ""
         if options.from_scratch:
             why = "training began with random weights, and there is no model before it to compare with"
+        proof = trained.proof(job, run, why=why)
         with closing(job.local()) as model, trained.beginning(job, model, wanted=not why) as before, job.progress.task(job.card.name) as task:
             base = model.fingerprint
             watch = None if why else FreshSamples(model, trained.looked_at(), base=before, seed=options.seed)
+
+            if proof:
+                proof.ask("before", model)
 
             def report(step: int, steps: int, figures: dict[str, float]) -> None:
                 run.metrics(figures, step=step)
@@ -75,7 +80,9 @@ def align(job: Job) -> int:
             result = train(model, groups, objective, options, folder=stage.folder("checkpoints"), report=report, watch=stops)
             folder, fingerprint = trained.save(run, model)
             figures = trained.look(job, watch, model, result.steps)
-        card = reportcard.card(watch, figures, result, why=why)
+            if proof:
+                proof.ask("after", model)
+        card = proved(reportcard.card(watch, figures, result, why=why), proof)
         kept = trained.Kept(
             model.uri, base, [hash_of(groups)], result.steps, result.planned, result.stop, f"{result.groups} groups", result.tokens, result.seconds
         )

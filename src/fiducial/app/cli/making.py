@@ -12,12 +12,11 @@ import click
 
 from fiducial.app.cli import trained
 from fiducial.app.cli.job import Job, Stage, records
+from fiducial.app.measure import made
 from fiducial.core.errors import DataError
 from fiducial.core.intervals import mean
 from fiducial.core.records import Attempt, Group, Prompt, digest
 from fiducial.core.roles import Maker, Reward
-from fiducial.core.store import Lines
-from fiducial.models.remembered import Call, Memory
 
 
 def _maker_options() -> list[click.Option]:
@@ -50,31 +49,13 @@ def make(job: Job) -> int:
         stage = trained.begin(run, inputs | {"seed": job.values["seed"]}, "make")
         lines = run.lines("groups", Group)
         if not stage.done:
-            groups = _made(job, method, attempts, lines, stage.lines("answers", Call))
-            stage.finish({"groups": len(groups), "hash": hash_of(groups)})
-        stage.lines("answers", Call).path.unlink(missing_ok=True)  # the groups are complete
+            with job.progress.task(job.card.name, total=len(attempts)) as task, closing(job.model()) as model:
+                made(stage, lines, method, attempts, model, seed=job.values["seed"], task=task)
         number = stage.result["groups"]
         job.log(run, "data", {"data": [stage.result["hash"]], "groups": number, "attempts": len(attempts)})
     data = {"groups": number, "attempts": len(attempts), "left_out": left_out, "file": lines.path, "folder": run.path}
     job.output.result(data, f"{number} groups from {len(attempts)} attempts: {lines.path}")
     return job.done()
-
-
-def _made(job: Job, method: Maker, attempts: Sequence[Attempt], lines: Lines[Group], answers: Lines[Call]) -> list[Group]:
-    """The groups, each written as it comes."""
-    # a maker may decide by all that it saw before, so that only the answers can be kept: from them the same groups come again
-    lines.path.unlink(missing_ok=True)
-    with job.progress.task(job.card.name, total=len(attempts)) as task, closing(job.model()) as model:
-
-        def keep(group: Group) -> None:
-            lines.append(group)
-            task.advance()
-
-        groups = method.make(attempts, Memory(answers).of(model), seed=job.values["seed"], sink=keep)
-    if groups and not lines.path.exists():
-        for group in groups:
-            lines.append(group)
-    return groups
 
 
 def _to_learn_from(references: Sequence[str], *, any_split: bool) -> tuple[list[Attempt], int]:

@@ -16,6 +16,7 @@ from fiducial.app.cli.job import Job, Stage, made
 from fiducial.app.cli.making import groups_from, may_be_learnt_from
 from fiducial.app.cli.output import Table
 from fiducial.app.cli.params import Yaml, parameter
+from fiducial.app.proving import proved
 from fiducial.core import registry
 from fiducial.core.errors import ConfigError, DataError
 from fiducial.core.records import Group, Prompt, digest
@@ -48,7 +49,7 @@ def options(*, required: bool) -> list[click.Option]:
 
 
 def _options() -> list[click.Option]:
-    return [*options(required=True), *[parameter(o) for o in options_in(*TRAINING)]]
+    return [*options(required=True), *[parameter(o) for o in options_in(*TRAINING)], trained.prove()]
 
 
 def refuse_options(job: Job) -> None:
@@ -86,6 +87,10 @@ def learn(job: Job) -> int:
             lines = run.lines("groups", Group)
             known = {group.id for group in lines.read()}
 
+            proof = trained.proof(job, run)
+            if proof:
+                proof.ask("before", model)
+
             def keep(group: Group) -> None:
                 if group.id not in known:  # a resumed run draws the groups since its checkpoint again
                     known.add(group.id)
@@ -97,10 +102,12 @@ def learn(job: Job) -> int:
 
             result = trained_by(model, task, objective, training, online, folder=stage.folder("checkpoints"), report=report, sink=keep)
             folder, fingerprint = trained.save(run, model)
+            if proof:
+                proof.ask("after", model)
         # under a cost limit the model may be that of an earlier step, and what came later says nothing about it
         ended = result.best.step if result.best else result.steps
         seen = [figures for figures in result.history if figures["step"] <= ended]
-        found = card(seen, result.before, result.after, bounds(task, online), stop=result.stop)
+        found = proved(card(seen, result.before, result.after, bounds(task, online), stop=result.stop), proof)
         learnt_from, more = f"{result.answers} answers to {result.prompts} prompts", {"rewards": _plain(task)}
         if result.best:
             found |= {"weights_of_step": ended}

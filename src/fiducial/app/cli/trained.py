@@ -9,7 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import click
+
 from fiducial.app.cli.job import Job
+from fiducial.app.proving import Proof
 from fiducial.core.errors import ConfigError
 from fiducial.core.run import masked
 from fiducial.core.store import write_atomic
@@ -23,7 +26,9 @@ if TYPE_CHECKING:
 LOOKED_AT = 20
 """Harmless requests that a model trained on data is asked before and after."""
 LEFT_TO_OTHERS = {"harmful compliance": "check", "over-refusal": "check", "capability": "evaluate multiple_choice"}
-"""What no training run measures of itself, and the command that does."""
+"""What a training run measures when it is asked to, and the command that does afterwards."""
+ON_MODEL_CARDS = {"harmful compliance": "harmful compliance", "over-refusal": "refusal of harmless requests", "capability": "general capability"}
+"""The same as model cards call it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +53,22 @@ class Kept:
     """More for the ledger."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Those of another library's loop."""
+
+
+def prove() -> click.Option:
+    """The option that every kind of training has."""
+    text = "Ask so many held-out goals, their twins, ordinary prompts and the capability items before and after training, for the report card; with 100 a "
+    text += "rate is known to about ten points. [default: 0, not measured]"
+    return click.Option(["--prove"], type=click.IntRange(min=0), default=0, metavar="N", help=text)
+
+
+def proof(job: Job, run: Run, *, why: str = "") -> Proof | None:
+    """What --prove asks; None without it. Raises ConfigError where `why` says that the model cannot be asked."""
+    if not job.values["prove"]:
+        return None
+    if why:
+        raise ConfigError(f"--prove asks the model before and after training, but {why}", hint="leave it out")
+    return Proof(run, job.values["prove"], seed=int(job.values.get("seed") or 0), progress=job.progress)
 
 
 def begin(run: Run, inputs: Mapping[str, Any], name: str = "train") -> Stage:
@@ -110,7 +131,8 @@ def finish(job: Job, run: Run, stage: Stage, kept: Kept, card: Mapping[str, Any]
     from fiducial.training import modelcard
 
     place = run.path / "card.json"
-    unknown = {name: f"measure it with: fiducial {how} run:{run.id}" for name, how in LEFT_TO_OTHERS.items()}
+    known = {name for name, rule in card["rules"].items() if rule["outcome"] != "not measured"}
+    unknown = {name: f"measure it with: fiducial {how} run:{run.id}" for name, how in LEFT_TO_OTHERS.items() if name not in card["rules"]}
     if card.get("looks") == []:
         unknown["held-out groups"] = "hold some out of training, and measure on them; our own trainers do with --held-out 0.1"
     about = {
@@ -139,6 +161,7 @@ def finish(job: Job, run: Run, stage: Stage, kept: Kept, card: Mapping[str, Any]
         figures=[Evidence(**figure) for figure in card["figures"]],
         settings=kept.settings,
         rules={name: (rule["outcome"], rule["sentence"]) for name, rule in card["rules"].items()},
+        measured=frozenset(said for name, said in ON_MODEL_CARDS.items() if name in known),
     )
     modelcard.write(run.path / "model", facts)
     stage.finish({"fingerprint": fingerprint, "steps": kept.steps, "planned": kept.planned, "stop": kept.stop, "verdict": card["verdict"]})

@@ -12,6 +12,7 @@ from fiducial.app.cli import trained
 from fiducial.app.cli.aligning import report_training
 from fiducial.app.cli.job import Job, Stage
 from fiducial.app.cli.making import groups_from
+from fiducial.app.proving import proved
 from fiducial.core.errors import ConfigError, DataError, ModelError
 from fiducial.core.roles import Trainer
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 def _options() -> list[click.Option]:
     text = "What to train on, in the library's own columns: a file, or a run that made groups. [default: what the configuration names]"
-    return [click.Option(["--data"], metavar="FILE|RUN", help=text)]
+    return [click.Option(["--data"], metavar="FILE|RUN", help=text), trained.prove()]
 
 
 def train(job: Job) -> int:
@@ -53,6 +54,9 @@ def train(job: Job) -> int:
             base = model.fingerprint
             model.module = lora.merge(model.module)  # an adapter is a part of what is trained on from
             watch = FreshSamples(model, trained.looked_at())
+            proof = trained.proof(job, run)
+            if proof:
+                proof.ask("before", model)
 
             def report(step: int, steps: int, figures: dict[str, float]) -> None:
                 run.metrics(figures, step=step)
@@ -65,7 +69,10 @@ def train(job: Job) -> int:
         with closing(job.white_box(f"run:{run.id}")) as again:  # as everyone will open it, without what the library put around it
             assert isinstance(again, LocalModel)
             fingerprint, figures = again.fingerprint, {} if why else trained.look(job, watch, again, result.steps)
-        found = card(None if why else watch, figures, result, why=why)
+            proof = None if why else proof
+            if proof:
+                proof.ask("after", again)
+        found = proved(card(None if why else watch, figures, result, why=why), proof)
         rows, cost = f"{result.groups} rows", (result.tokens, result.seconds)
         kept = trained.Kept(model.uri, base, [hashed], result.steps, result.planned, result.stop, rows, *cost, settings=settings)
         place = trained.finish(job, run, stage, kept, found, fingerprint)
