@@ -160,6 +160,18 @@ def test_training_with_a_reference_is_not_taken_up_from_an_adapter_that_has_move
         train(model, made.pairs(), DPO(), options(), folder=tmp_path / "second")
 
 
+@pytest.mark.parametrize("apart", [0.01, float("nan")])
+def test_a_policy_that_does_not_begin_at_its_reference_is_refused_and_stays_as_it_was(made, tmp_path, monkeypatch, apart):
+    """A loss shows nothing of it: dropout that is on, a changed template, a table of another model."""
+    right = loop._reference
+    monkeypatch.setattr(loop, "_reference", lambda *args: (found := right(*args)).with_logp(found.logp + apart * found.length))
+    model = tiny()
+    before = weights(model)
+    with pytest.raises(FiducialError, match="before the first update"):
+        train(model, made.pairs(), DPO(), options(lora_rank=FULL), folder=tmp_path)
+    assert same(weights(model), before)
+
+
 def test_the_reference_stays_where_it_was_while_the_policy_moves(made, tmp_path):
     result = train(tiny(), made.pairs(), DPO(beta=1.0), options(epochs=10, batch=8), folder=tmp_path)
     assert result.history[-1]["loss"] < 0.5 * math.log(2)

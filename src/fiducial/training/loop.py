@@ -256,7 +256,7 @@ class _Trainer:
     def _one_step(self) -> dict[str, float]:
         chosen = batch(self.step, len(self.data.groups), self.options)
         now = rate(self.step, self.last, self.options, self.updates.rate)
-        return self.updates.step(self.data, chosen, rate=now, **self.material.of_step(self.step))
+        return self.updates.step(self.data, chosen, rate=now, begins_there=True, **self.material.of_step(self.step))
 
     def _watch(self, watch: Watch | None) -> str:
         """A look at fresh samples, by the main process; a reason to stop, or nothing."""

@@ -109,12 +109,20 @@ class Updates:
         """Whether the model could not be copied for a second thread."""
 
     def step(
-        self, data: Data, chosen: Sequence[int], *, rate: float, reference: GroupLogProbs | None = None, mismatched: Tensor | None = None
+        self,
+        data: Data,
+        chosen: Sequence[int],
+        *,
+        rate: float,
+        reference: GroupLogProbs | None = None,
+        mismatched: Tensor | None = None,
+        begins_there: bool = False,
     ) -> dict[str, float]:
         """One update on the chosen groups of `data`; figures are over the whole step and all processes.
 
-        `reference` holds all groups of the data under the reference model, `mismatched` its log-probabilities of `data.mismatched(chosen)`.
-        Raises FiducialError when the loss is no longer a number; the model is as it was then.
+        `reference` holds all groups of the data under the reference model, `mismatched` its log-probabilities of `data.mismatched(chosen)`;
+        `begins_there`: it is the model as it was before the first update. Raises FiducialError when the loss is no longer a number, and before the
+        first update where the model is not that reference; the model is as it was then.
         """
         self._seen = (0, 0)
         everything = data.parts.select(chosen)
@@ -129,7 +137,7 @@ class Updates:
         norm = self._clip()
         for parameters in self.optimizer.param_groups:
             parameters["lr"] = rate
-        figures = self._figures(work, own, loss, read) | {"grad_norm": norm, "learning_rate": rate}
+        figures = self._figures(work, own, loss, read, begins=begins_there and not self.steps) | {"grad_norm": norm, "learning_rate": rate}
         if not math.isfinite(figures["loss"]) or not math.isfinite(norm):
             rows = ", ".join(data.names[g] for g in chosen)
             raise FiducialError(f"the loss is no longer a number at step {self.steps + 1}; groups of the step: {rows}", hint="lower the learning rate")
@@ -364,20 +372,23 @@ class Updates:
     def _saw(self, fed: int, paths: Paths) -> None:
         self._seen = (self._seen[0] + fed, self._seen[1] + sum(len(ids) for ids in paths.ids))
 
-    def _figures(self, work: _Work, chosen: list[int], loss: Tensor, read: list[Tensor]) -> dict[str, float]:
-        """Loss and the objective's metrics of the whole step, from what all processes read. Counts the tokens of the step too."""
+    def _figures(self, work: _Work, chosen: list[int], loss: Tensor, read: list[Tensor], *, begins: bool) -> dict[str, float]:
+        """Loss and the objective's metrics of the whole step, from what all processes read. Counts the tokens of the step too.
+
+        Where training `begins`, a policy that is not its reference is an error.
+        """
         said = gathered(self.accelerator, (float(loss), chosen, read, self._seen))
         self.tokens += sum(seen[0] for *_, seen in said)
         self.naive += sum(seen[1] for *_, seen in said)
         everything = [g for _, own, _, _ in said for g in own]
         policy = self._policy(work, everything, [torch.cat(parts) for parts in zip(*(each for _, _, each, _ in said), strict=True)])
         held = work.reference.select(everything) if work.reference is not None else None
-        if not self.steps and held is not None:
-            self._begin_at(policy, held)
+        if begins and held is not None:
+            self._refuse_apart(policy, held)
         metrics = self.objective.metrics(policy, held)
         return {"loss": sum(x for x, *_ in said)} | metrics
 
-    def _begin_at(self, policy: GroupLogProbs, held: GroupLogProbs) -> None:
+    def _refuse_apart(self, policy: GroupLogProbs, held: GroupLogProbs) -> None:
         """Raises FiducialError where the policy is not its reference before the first update: all differences after that would be wrong."""
         apart = float((policy.logp - held.logp)[policy.mask].abs().sum() / policy.length[policy.mask].sum().clamp(min=1))
         exact = all(p.dtype == torch.float32 for p in self.model.module.parameters())
