@@ -94,12 +94,7 @@ def train(
     lora.refuse_other_rank(model.module, options)
     if options.from_scratch or options.sizes:
         begin_from_scratch(model, options)
-    if objective.controlled:
-        model.take_control_tokens()
-    with model.chat.without_lead() if objective.controlled else nullcontext():
-        learnt, kept = heldout.divided(groups, options.held_out)
-        data = Data.of(model, learnt, objective, options)
-        held = Data.of(model, kept, objective, options) if kept else None
+    data, held = read(model, groups, objective, options)
     if held and "mismatched" in objective.reads and len(held.groups) < 2:
         raise ConfigError(f"{objective.name} pairs prompts with answers to others, but one group is held out", hint="raise held_out, or give more data")
     adapted, added = adapters.is_adapted(model.module), has_added(model, folder)
@@ -123,6 +118,15 @@ def train(
     if "scores" in objective.reads and objective.name != BY_STEPS:  # at steps scores are read as probabilities, which need no scale
         _take_scale(model, data, accelerator)
     return result
+
+
+def read(model: LocalModel, groups: Sequence[Group], objective: Objective, options: TrainOptions) -> tuple[Data, Data | None]:
+    """The groups as they are trained on, and those that are held out. A model that does not know the control tokens an objective needs learns of them."""
+    if objective.controlled:
+        model.take_control_tokens()
+    with model.chat.without_lead() if objective.controlled else nullcontext():
+        learnt, kept = heldout.divided(groups, options.held_out)
+        return Data.of(model, learnt, objective, options), Data.of(model, kept, objective, options) if kept else None
 
 
 def has_added(model: LocalModel, folder: Path) -> bool:

@@ -13,7 +13,9 @@ from fiducial.app.cli import trained
 from fiducial.app.cli.job import Job, Stage
 from fiducial.app.cli.making import groups_from, hash_of
 from fiducial.app.cli.params import parameter
+from fiducial.app.cli.preview import preview
 from fiducial.app.proving import proved
+from fiducial.core.errors import ConfigError
 from fiducial.core.registry import options_in
 from fiducial.core.roles import Objective
 from fiducial.core.run import follows
@@ -30,8 +32,10 @@ def _training_options() -> list[click.Option]:
 
     text = "Groups to train on: a file (pairs, demonstrations, labels), or a run that made some; several are put together; or else --prompts."
     data = click.Option(["--data"], metavar="FILE|RUN", multiple=True, help=text)
+    text = "Show what would be learnt from, and what a step takes, and train nothing. [default: off]"
+    look = click.Option(["--preview"], is_flag=True, help=text)
     # every training option has a default or is found out from the data, so none is asked for
-    return [data, *online.options(required=False), *[cast(click.Option, parameter(o)) for o in options_in(*TRAINING)], trained.prove()]
+    return [data, *online.options(required=False), *[cast(click.Option, parameter(o)) for o in options_in(*TRAINING)], trained.prove(), look]
 
 
 def align(job: Job) -> int:
@@ -45,6 +49,8 @@ def align(job: Job) -> int:
     from fiducial.training.segments import scored
 
     if not job.values["data"]:
+        if job.values["preview"]:
+            raise ConfigError("--preview shows data, and there is none", hint="give --data FILE")
         return online.learn(job)
     online.refuse_options(job)
     groups = [group for reference in job.values["data"] for group in groups_from(reference)]
@@ -53,6 +59,8 @@ def align(job: Job) -> int:
     names = {o.name for o in options_in(*TRAINING)}
     options, _ = resolve(TrainOptions, flags={name: value for name, value in job.given.items() if name in names})
     objective = cast(Objective, job.method())
+    if job.values["preview"]:
+        return preview(job, groups, objective, options)
     if follows():
         with closing(job.local()) as model:
             train(model, groups, objective, options, folder=Path())

@@ -203,9 +203,9 @@ def _line(name: str, done: int, total: int | None, seconds: float, figure: str) 
     """`finding 40/200, 3.9/s, 41 s left, compliance 93%`; the time it took in place of the time left once all is done."""
     parts = [f"{name} {done}" + (f"/{total}" if total is not None else ""), _rate(done, seconds)]
     if total is not None and 0 < done < total:
-        parts.append(f"{_duration(seconds * (total - done) / done)} left")
+        parts.append(f"{duration(seconds * (total - done) / done)} left")
     else:
-        parts.append(f"took {_duration(seconds)}")
+        parts.append(f"took {duration(seconds)}")
     return ", ".join(p for p in (*parts, figure) if p)
 
 
@@ -217,7 +217,7 @@ def _rate(done: float, seconds: float) -> str:
     return f"{rate:.1f}/s" if rate >= 1 else f"{1 / rate:.1f} s each"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """Seconds, or minutes and seconds, or hours and minutes."""
     whole = round(seconds)
     if whole < 60:

@@ -1,0 +1,74 @@
+"""Before a training: what is learnt from, and what it costs. Nothing is kept of it."""
+
+import json
+
+import pytest
+
+from fiducial.core.records import user
+from fiducial.core.run import Run
+from fiducial.models.scripted import tiny
+
+ROWS = [
+    {"prompt": "why?", "chosen": "because it is so", "rejected": "no"},
+    {"prompt": "what?\x1b[2J", "chosen": "a\nb", "rejected": "c", "score_chosen": 5, "score_rejected": 1},
+    {"prompt": "x " * 900, "chosen": "too long", "rejected": "too long as well"},
+    *({"prompt": f"more {n}", "chosen": "yes", "rejected": "no"} for n in range(6)),
+]
+
+
+@pytest.fixture
+def data(tmp_path):
+    file = tmp_path / "pairs.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    return file
+
+
+def test_what_is_shown_as_learnt_is_what_training_learns_from(call, data):
+    body, code = call("align", "dpo", "tiny", "--data", data, "--preview", "--batch", "2", "--epochs", "2", "--lora-rank", "2")
+    assert code == 0, body
+    found = body["data"]
+    assert (found["groups"], found["left_out"], found["held_out"], found["steps"]) == (8, 1, 0, 8)
+    first, second = found["shown"][0]
+    model = tiny()
+    for row, answer in ((first, "because it is so"), (second, "no")):
+        ids, start = model.encode(user("why?"), answer)
+        assert (row["before"], row["learnt"]) == (model.tokenizer.decode(ids[:start]), model.tokenizer.decode(ids[start:]))
+        assert row["tokens"] == len(ids) - start
+        assert row["learnt"].startswith(answer)
+    assert (first["target"], second["target"]) == (1.0, 0.0)
+    assert [row["reward"] for row in found["shown"][1]] == [5.0, 1.0]
+    assert 0 < found["trained"] < found["weights"]
+    assert 0 < found["fed"] < found["naive"]
+    assert found["seconds"] == pytest.approx(8 * found["seconds_per_step"])
+    assert found["memory_mib"] > 50
+
+
+def test_no_run_and_no_ledger_are_left(call, data):
+    call("align", "sft", "tiny", "--data", data, "--preview", "--lora-rank", "2")
+    assert Run.all() == []
+
+
+def test_each_completion_is_one_line_of_harmless_text(run, data):
+    shown = run("align", "dpo", "tiny", "--data", data, "--preview", "--lora-rank", "2").output
+    assert "[[a\\nb<|im_end|>]]" in shown
+    assert "\x1b" not in shown
+    assert "nothing was kept" in shown
+
+
+def test_of_a_head_the_place_where_it_reads_is_shown(run, data):
+    shown = run("align", "reward_model", "tiny", "--data", data, "--preview", "--lora-rank", "0", "--batch", "4").output
+    assert "because it is so<|im_end|>[[]]" in shown
+    assert "an adapter (--lora-rank 16)" in shown
+
+
+def test_what_is_held_out_is_counted_apart(call, data):
+    found = call("align", "dpo", "tiny", "--data", data, "--preview", "--held-out", "0.5", "--lora-rank", "2")[0]["data"]
+    assert found["held_out"] > 0
+    assert found["groups"] + found["held_out"] + found["left_out"] == len(ROWS)
+
+
+def test_prompts_alone_have_no_preview(call, tmp_path):
+    (tmp_path / "p.txt").write_text("hello\n")
+    body, code = call("align", "dpo", "tiny", "--prompts", tmp_path / "p.txt", "--reward", "mine:f", "--preview")
+    assert code == 2
+    assert "--preview shows data" in json.dumps(body)
