@@ -39,13 +39,58 @@ def test_what_is_shown_as_learnt_is_what_training_learns_from(call, data):
     assert [row["reward"] for row in found["shown"][1]] == [5.0, 1.0]
     assert 0 < found["trained"] < found["weights"]
     assert 0 < found["fed"] < found["naive"]
-    assert found["seconds"] == pytest.approx(8 * found["seconds_per_step"])
+    assert found["seconds_per_step"] > 0
     assert found["memory_mib"] > 50
 
 
 def test_no_run_and_no_ledger_are_left(call, data):
-    call("align", "sft", "tiny", "--data", data, "--preview", "--lora-rank", "2")
+    assert call("align", "sft", "tiny", "--data", data, "--preview", "--lora-rank", "2")[1] == 0
     assert Run.all() == []
+    assert not list(data.parent.rglob("ledger*"))
+
+
+TAUGHT = {"prompt": "why?", "completions": ["1+1=2", "2+1=3"], "labels": [True, False]}
+TALK = {"messages": [{"role": r, "content": c} for r, c in (("user", "a"), ("assistant", "one"), ("user", "b"), ("assistant", "two"))]}
+
+
+@pytest.mark.parametrize(
+    ("method", "rows", "more"),
+    [
+        ("process_reward", [TAUGHT | {"prompt": f"why {n}?"} for n in range(6)], []),
+        ("sft", [TALK] * 1 + [{"messages": [*TALK["messages"][:3], {"role": "assistant", "content": f"two {n}"}]} for n in range(5)], ["--learn", "assistant"]),
+        ("conditional_pretraining", [{"texts": [f"text {n}", "and more"], "scores": [float(n % 2), 1.0]} for n in range(6)], []),
+        ("kto", ROWS[3:], []),
+    ],
+)
+def test_the_two_steps_are_of_the_data_as_it_was_given(call, tmp_path, method, rows, more):
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    line = ["align", method, "tiny", "--data", file, "--lora-rank", "2", "--batch", "3", *more]
+    body, code = call(*line, "--preview")
+    assert code == 0, body
+    trained, code = call(*line)
+    assert code == 0, trained
+    assert body["data"]["groups"] == trained["data"]["groups"] == 6
+    assert body["data"]["steps"] == trained["data"]["planned"] == 2
+    assert body["data"]["fed"] == trained["data"]["tokens"]  # both saw all six groups once
+
+
+@pytest.mark.parametrize(("groups", "batch"), [(6, 4), (6, 3), (6, 5), (6, 7), (6, 1), (6, 2)])
+def test_two_whole_steps_are_measured_whatever_the_batch(data, groups, batch, monkeypatch):
+    from fiducial.align.dpo import DPO
+    from fiducial.app.cli import preview
+    from fiducial.data.formats import read_groups
+    from fiducial.training.data import Data
+    from fiducial.training.options import TrainOptions
+
+    options, given = TrainOptions(batch=batch, lora_rank=2), read_groups(data)[3 : 3 + groups]
+    model = tiny()
+    chosen = preview._tried(Data.of(model, given, DPO(), options), given, options)
+    done = []
+    cost = preview._cost(model, chosen, DPO(), options, done.append)
+    assert done == [1, 1]
+    assert len(chosen) == (2 * batch if 2 * batch <= groups else min(batch, groups))
+    assert cost["seconds_per_step"] > 0
 
 
 def test_each_completion_is_one_line_of_harmless_text(run, data):

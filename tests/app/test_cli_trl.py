@@ -138,6 +138,7 @@ def test_a_resumed_run_does_not_go_on_with_another_configuration(files, call, tm
         ("learning_rte: 1\n", "config.yaml:1: TRL has no field 'learning_rte'", "did you mean 'learning_rate'?"),
         ("beta: 0.1\nmax_steps: 1\nreward_funcs: [a.b]\ntrainer: dpo\n", "config.yaml:3: trl dpo has no field 'reward_funcs'", ""),
         ("trainer: dpo\nnum_train_epochs: many\n", "config.yaml:2: num_train_epochs: invalid", ""),
+        ("use_peft: true\nmax_steps: 1\ntrainer: reward\n", "config.yaml:1: the adapter of a reward model is of the task SEQ_CLS", "lora_task_type: SEQ_CLS"),
         ("trainer: ppo\n", "config.yaml:1: 'ppo' is no trainer of TRL that is run here", "known: dpo, sft, kto, reward, grpo, rloo"),
         ("max_steps: 1\n", "config.yaml does not say which trainer", "give --trainer: dpo, reward"),
         ("loss_type: nonsense\ntrainer: dpo\n", "nonsense", ""),

@@ -5,7 +5,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fiducial.core.intervals import Z95, Rate, best_of_n, best_of_n_kl, bootstrap, corrected_rate, difference, mcnemar, mean, paired_difference, spearman
+from fiducial.core.intervals import (
+    Z95,
+    Rate,
+    best_of_n,
+    best_of_n_kl,
+    bootstrap,
+    corrected_rate,
+    difference,
+    mcnemar,
+    mean,
+    paired_difference,
+    paired_rates,
+    spearman,
+)
 
 # twelve items in four clusters of three; the sums below are worked by hand
 S = [1, 1, 0, 1, 0, 0, 1, 1, 1, 0, 0, 0]
@@ -27,6 +40,32 @@ def test_clusters_widen_the_standard_error():
     assert sqrt(5) / 12 == pytest.approx(0.186339, abs=1e-6)
     assert result.se == pytest.approx(sqrt(5) / 12 * sqrt(4 / 3)) == pytest.approx(0.215166, abs=1e-6)
     assert result.clusters == 4
+
+
+@pytest.mark.parametrize(
+    ("cells", "expected"),
+    [
+        # both, only after, only before, neither; by hand from the formula
+        ((0, 0, 0, 40), (0.0, -0.0876, 0.0876)),
+        ((40, 0, 0, 0), (0.0, -0.0876, 0.0876)),
+        ((0, 40, 0, 0), (1.0, 0.8761, 1.0)),
+    ],
+)
+def test_paired_rates_do_not_shrink_to_a_point(cells, expected):
+    both, only_after, only_before, neither = cells
+    after = [True] * (both + only_after) + [False] * (only_before + neither)
+    before = [True] * both + [False] * only_after + [True] * only_before + [False] * neither
+    assert paired_rates(after, before) == pytest.approx(expected, abs=1e-4)
+
+
+def test_paired_rates_are_turned_round_with_their_sides_and_near_the_normal_interval_for_many():
+    after, before = [True] * 300 + [False] * 700, [True] * 250 + [False] * 50 + [True] * 20 + [False] * 680
+    value, low, high = paired_rates(after, before)
+    assert paired_rates(before, after) == pytest.approx((-value, -high, -low))
+    normal = paired_difference([float(a) for a in after], [float(b) for b in before])
+    assert value == pytest.approx(normal.value)
+    assert (low, high) == pytest.approx(normal.interval(), abs=2e-3)
+    assert paired_rates([], [])[1:] == (-1.0, 1.0)
 
 
 def test_a_paired_difference_is_tighter_than_two_separate_means():

@@ -44,9 +44,8 @@ def discover(loop: Loop, number: int, attempts: Sequence[Attempt], model: LocalM
     files = {name: hash_file(Path(value)) for name, value in options.items() if isinstance(value, str) and Path(value).is_file()}
     stage = loop.run.stage(f"discover-{number}", asked | {"maker": loop.options.discover, "options": options, "files": files})
     searching = maker(loop.options, str(stage.path / CASES))
-    with loop.progress.task(f"looking for weaknesses, round {number}", None) as task:
-        found = made(stage, stage.lines("groups", Group), searching, attempts, model, seed=loop.options.seed, task=task)
-    loop.seconds[f"discover {number}"] = stage.result["seconds"]
+    how = {"seed": loop.options.seed, "progress": loop.progress, "name": f"looking for weaknesses, round {number}"}
+    found, loop.seconds[f"discover {number}"] = made(stage, stage.lines("groups", Group), searching, attempts, model, **how)
     return found
 
 

@@ -212,7 +212,7 @@ class Loop:
         with self.progress.task("opening the model", 1) as task:
             model = opened(self.options.model)
             task.advance(1, figure=model.fingerprint)
-        self.seconds["opening"] = time.monotonic() - began  # the embedded model is unpacked at its first use
+        self.seconds.setdefault("opening", time.monotonic() - began)  # the embedded model is unpacked at its first use
         if not isinstance(model, LocalModel):
             raise ModelError(f"the weights of '{model.uri}' are not here, so it cannot be repaired", hint="use `fiducial check` for the finding half")
         if adapters.is_adapted(model.module):
@@ -286,8 +286,8 @@ class Loop:
 
     def _groups(self, number: int, attempts: Sequence[Attempt], model: Model) -> list[Group]:
         stage = self.run.stage(f"make-{number}", {"attempts": digest([a.id for a in attempts]), "maker": {"name": self.maker.name} | self.maker.options()})
-        with self.progress.task(f"making groups, round {number}", None) as task:
-            found = made(stage, stage.lines("groups", Group), self.maker, attempts, model, seed=self.options.seed, task=task)
+        how = {"seed": self.options.seed, "progress": self.progress, "name": f"making groups, round {number}"}
+        found, self.seconds[f"make {number}"] = made(stage, stage.lines("groups", Group), self.maker, attempts, model, **how)
         return list({g.id: g for g in found}.values())
 
     def _train(
@@ -414,7 +414,7 @@ class Loop:
         if last.badness > points[-2].badness:
             return False
         number = len(rounds)
-        round_cost = sum(self.seconds.get(f"{stage} {number}", 0.0) for stage in ("find", "discover", "train", "validate"))
+        round_cost = sum(self.seconds.get(f"{stage} {number}", 0.0) for stage in ("find", "make", "discover", "train", "validate"))
         return self._spent() + round_cost + self._proof_seconds() < 60 * self.options.minutes
 
     def _proof_seconds(self) -> float:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import cast
 
-from fiducial.app.cli.progress import Progress, Task
+from fiducial.app.cli.progress import Progress
 from fiducial.app.summary import Tally
 from fiducial.core import registry
 from fiducial.core.records import Attempt, Group, Prompt, Score, digest
@@ -90,27 +90,30 @@ def capability(run: Run, name: str, model: Model, *, items: int | None, seed: in
     return [Score.model_validate(s) for s in stage.result["scores"]], stage.result["seconds"]
 
 
-def made(stage: Stage, lines: Lines[Group], maker: Maker, attempts: Sequence[Attempt], model: Model, *, seed: int, task: Task) -> list[Group]:
-    """The groups that a maker makes of attempts, as a stage of the run; each is written into `lines` as it comes.
+def made(
+    stage: Stage, lines: Lines[Group], maker: Maker, attempts: Sequence[Attempt], model: Model, *, seed: int, progress: Progress, name: str
+) -> tuple[list[Group], float]:
+    """The groups that a maker makes of attempts, as a stage of the run, and the seconds they took; each is written into `lines` as it comes.
 
     A maker may decide by all that it saw before, so that one that was interrupted makes its groups again, from the answers that were kept.
     """
+    answers = stage.lines("answers", Call)
     if not stage.done:
         began = time.monotonic()
         lines.path.unlink(missing_ok=True)
+        with progress.task(name, len(attempts)) as task:
 
-        def keep(group: Group) -> None:
-            lines.append(group)
-            task.advance(1, figure=group.prompt.category)
+            def keep(group: Group) -> None:
+                lines.append(group)
+                task.advance(1, figure=group.prompt.category)
 
-        answers = stage.lines("answers", Call)
-        groups = maker.make(attempts, Memory(answers).of(model), seed=seed, sink=keep)
-        if not lines.path.exists():  # a maker need not use the sink
-            for group in groups:
-                keep(group)
+            groups = maker.make(attempts, Memory(answers).of(model), seed=seed, sink=keep)
+            if not lines.path.exists():  # a maker need not use the sink
+                for group in groups:
+                    keep(group)
         stage.finish({"groups": len(groups), "hash": digest([g.id for g in groups]), "seconds": time.monotonic() - began})
-        answers.path.unlink(missing_ok=True)
-    return lines.read()
+    answers.path.unlink(missing_ok=True)
+    return lines.read(), stage.result.get("seconds", 0.0)
 
 
 def _batches(model: Model, prompts: Sequence[Prompt], left: Sequence[Prompt]) -> Iterator[Sequence[Prompt]]:

@@ -112,7 +112,12 @@ def runs_root() -> Path:
 
 def follows() -> bool:
     """Whether this is one of several processes of torchrun or accelerate launch and not the first, which alone keeps a run."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and os.environ.get("RANK", "0") != "0"
+    return several() and os.environ.get("RANK", "0") != "0"
+
+
+def several() -> bool:
+    """Whether torchrun or accelerate launch has started several processes."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 class Run:

@@ -81,8 +81,8 @@ def train(
 
     Called again after an interruption with the same arguments it goes on where the last checkpoint was, with the same result as if
     nothing had happened. Several processes (torchrun, accelerate launch) all call it, use the folder of the first, and all have the
-    trained model afterwards. Raises DataError when no group can be used, FiducialError when the loss is no longer a number, and
-    ConfigError for a configuration of accelerate that cannot be followed, or a rank that was set and is not that of the model's adapter.
+    trained model afterwards. Raises DataError when no group can be used, FiducialError when the loss is no longer a number or a policy does not begin at
+    its reference, and ConfigError for a configuration of accelerate that cannot be followed, or a rank that was set and is not that of the model's adapter.
     """
     from accelerate import Accelerator
 

@@ -86,6 +86,7 @@ class ConfigFile:
                 why = "there is no --eval-data" if name == "eval_strategy" else "nothing leaves this machine, and no code of models is run"
                 log.warning("%s: %s is switched off: %s", self._where(name), name, why)
         parsed = self._parsed(kind, QUIET | _without_gpu(fields) | fields)
+        self._refuse_task(kind, parsed[2])
         held = {name: value for name, value in fields.items() if name in self.fields and not SECRET.search(name)}
         settings = {"trainer": kind, "seed": parsed[1].seed} | held
         return Plan(kind, *parsed, {str(name): str(value) for name, value in environment.items()}, settings)
@@ -119,6 +120,12 @@ class ConfigFile:
         except (ValueError, TypeError, ImportError, RuntimeError) as error:  # boundary: whatever the checks of the fields say
             raise ConfigError(f"{self.path}: TRL says: {first_line(error)}", hint="change the field that it names") from error
         return script, args, model
+
+    def _refuse_task(self, kind: str, model: Any) -> None:
+        """An adapter for texts cannot be put on a model with a score in place of its vocabulary; TRL warns, and peft fails without a word why."""
+        if kind == "reward" and model.use_peft and model.lora_task_type != "SEQ_CLS":
+            where = self._where("lora_task_type" if "lora_task_type" in self.fields else "use_peft")
+            raise ConfigError(f"{where}: the adapter of a reward model is of the task SEQ_CLS, not {model.lora_task_type}", hint="add lora_task_type: SEQ_CLS")
 
     def _refuse_unknown(self, kinds: Collection[str]) -> None:
         known = set().union(*map(_fields, kinds))

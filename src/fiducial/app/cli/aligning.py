@@ -60,32 +60,35 @@ def align(job: Job) -> int:
     options, _ = resolve(TrainOptions, flags={name: value for name, value in job.given.items() if name in names})
     objective = cast(Objective, job.method())
     if job.values["preview"]:
+        if job.output.captured is not None:
+            raise ConfigError("--preview trains nothing, and a recipe's step is to be done", hint="leave it out of the recipe")
         return preview(job, groups, objective, options)
     if follows():
         with closing(job.local()) as model:
             train(model, groups, objective, options, folder=Path())
         return 0
+    # what a model says that learns to score is not what it is for
+    why = "the model was trained to score, and is not asked for answers" if "scores" in objective.reads else ""
+    if options.from_scratch:
+        why = "training began with random weights, and there is no model before it to compare with"
+    trained.refuse_proof(job, why=why)
     with job.start() as run:
         job.begun(run)
         stage = trained.begin(run, {"data": hash_of(groups), "objective": [objective.name, objective.options()], "model": job.values["model"]})
-        # what a model says that learns to score is not what it is for
-        why = "the model was trained to score, and is not asked for answers" if "scores" in objective.reads else ""
-        if options.from_scratch:
-            why = "training began with random weights, and there is no model before it to compare with"
-        proof = trained.proof(job, run, why=why)
-        with closing(job.local()) as model, trained.beginning(job, model, wanted=not why) as before, job.progress.task(job.card.name) as task:
+        proof = trained.proof(job, run)
+        with closing(job.local()) as model, trained.beginning(job, model, wanted=not why) as before:
             base = model.fingerprint
             watch = None if why else FreshSamples(model, trained.looked_at(), base=before, seed=options.seed)
-
             if proof:
                 proof.ask("before", model)
+            with job.progress.task(job.card.name) as task:
 
-            def report(step: int, steps: int, figures: dict[str, float]) -> None:
-                run.metrics(figures, step=step)
-                task.advance(1, figure=f"step {step} of {steps}, loss {figures['loss']:.4g}")
+                def report(step: int, steps: int, figures: dict[str, float]) -> None:
+                    run.metrics(figures, step=step)
+                    task.advance(1, figure=f"step {step} of {steps}, loss {figures['loss']:.4g}")
 
-            stops = watch if options.watch_every else None
-            result = train(model, groups, objective, options, folder=stage.folder("checkpoints"), report=report, watch=stops)
+                stops = watch if options.watch_every else None
+                result = train(model, groups, objective, options, folder=stage.folder("checkpoints"), report=report, watch=stops)
             folder, fingerprint = trained.save(run, model)
             figures = trained.look(job, watch, model, result.steps)
             if proof:

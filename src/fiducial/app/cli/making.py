@@ -49,8 +49,8 @@ def make(job: Job) -> int:
         stage = trained.begin(run, inputs | {"seed": job.values["seed"]}, "make")
         lines = run.lines("groups", Group)
         if not stage.done:
-            with job.progress.task(job.card.name, total=len(attempts)) as task, closing(job.model()) as model:
-                made(stage, lines, method, attempts, model, seed=job.values["seed"], task=task)
+            with closing(job.model()) as model:
+                made(stage, lines, method, attempts, model, seed=job.values["seed"], progress=job.progress, name=job.card.name)
         number = stage.result["groups"]
         job.log(run, "data", {"data": [stage.result["hash"]], "groups": number, "attempts": len(attempts)})
     data = {"groups": number, "attempts": len(attempts), "left_out": left_out, "file": lines.path, "folder": run.path}

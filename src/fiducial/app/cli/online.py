@@ -78,29 +78,31 @@ def learn(job: Job) -> int:
         with closing(job.local()) as model:
             trained_by(model, task, objective, training, online, folder=Path())
         return 0
+    trained.refuse_proof(job)
     with job.start() as run:
         job.begun(run)
         what = {"prompts": data, "objective": [objective.name, objective.options()], "rewards": _plain(task), "model": job.values["model"]}
         stage = trained.begin(run, what | ({"demonstrations": digest([group.id for group in task.demonstrations])} if task.demonstrations else {}))
-        with closing(job.local()) as model, job.progress.task(job.card.name) as progress:
+        proof = trained.proof(job, run)
+        with closing(job.local()) as model:
             base = model.fingerprint
-            lines = run.lines("groups", Group)
-            known = {group.id for group in lines.read()}
-
-            proof = trained.proof(job, run)
             if proof:
                 proof.ask("before", model)
+            lines = run.lines("groups", Group)
+            known = {group.id for group in lines.read()}
 
             def keep(group: Group) -> None:
                 if group.id not in known:  # a resumed run draws the groups since its checkpoint again
                     known.add(group.id)
                     lines.append(group)
 
-            def report(step: int, steps: int, figures: dict[str, float]) -> None:
-                run.metrics(figures, step=step)
-                progress.advance(1, figure=f"step {step} of {steps}, reward {figures['reward']:.4g}, KL {figures['k3']:.3g}")
+            with job.progress.task(job.card.name) as progress:
 
-            result = trained_by(model, task, objective, training, online, folder=stage.folder("checkpoints"), report=report, sink=keep)
+                def report(step: int, steps: int, figures: dict[str, float]) -> None:
+                    run.metrics(figures, step=step)
+                    progress.advance(1, figure=f"step {step} of {steps}, reward {figures['reward']:.4g}, KL {figures['k3']:.3g}")
+
+                result = trained_by(model, task, objective, training, online, folder=stage.folder("checkpoints"), report=report, sink=keep)
             folder, fingerprint = trained.save(run, model)
             if proof:
                 proof.ask("after", model)

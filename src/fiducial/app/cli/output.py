@@ -130,6 +130,12 @@ class Output:
         if self.json:
             self._object({"ok": True, "data": data, "run": self.run})
             return
+        self.shown(*parts)
+
+    def shown(self, *parts: str | Table) -> None:
+        """Part of a result on stdout as soon as it is known; nothing where the result is an object."""
+        if self.json or self.captured is not None:
+            return
         for part in parts:
             if isinstance(part, Table):
                 self._table(part)

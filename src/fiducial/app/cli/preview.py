@@ -20,6 +20,7 @@ from fiducial.app.measure import peak_memory
 from fiducial.core.errors import ConfigError
 from fiducial.core.records import Group
 from fiducial.core.roles import Objective
+from fiducial.core.run import several
 
 if TYPE_CHECKING:
     from fiducial.models.local import LocalModel
@@ -35,34 +36,33 @@ OPEN, CLOSE = "[[", "]]"
 
 def preview(job: Job, groups: Sequence[Group], objective: Objective, options: TrainOptions) -> int:
     """Shows it; makes no run and keeps nothing."""
-    from fiducial.core.run import follows
     from fiducial.training.loop import planned_steps, read
 
-    if job.resumed or follows():
-        raise ConfigError("--preview looks at a training before it begins, in one process", hint="leave it out")
+    if several():
+        raise ConfigError("--preview looks at a training in one process, and several were started", hint="call it without torchrun")
     with closing(job.local()) as model:
         data, held = read(model, groups, objective, options)
-        shown = [_shown(model, data, i) for i in range(min(SHOWN, len(data.groups)))]
-        longest = max(range(len(data.paths)), key=lambda i: len(data.paths.ids[i]))
-        steps = planned_steps(len(data.groups), options)
+        found: dict[str, Any] = {
+            "groups": len(data.groups),
+            "left_out": data.left_out + (held.left_out if held else 0),
+            "held_out": len(held.groups) if held else 0,
+            "completions": len(data.paths),
+            "tokens": sum(map(len, data.paths.ids)),
+            "longest": max(map(len, data.paths.ids)),
+            "steps": planned_steps(len(data.groups), options),
+            "shown": [_shown(model, data, i) for i in range(min(SHOWN, len(data.groups)))],
+        }
+        job.output.shown(
+            f"learnt from: {found['groups']} groups; left out (too long, or too few completions): {found['left_out']}; held out: {found['held_out']}",
+            f"what is learnt stands between {OPEN} and {CLOSE}" + (": the state at the end" if "scores" in objective.reads else ""),
+            *(line for number, group in enumerate(found["shown"], 1) for line in _lines(number, group)),
+            f"completions: {found['completions']}, with their prompts {found['tokens']} tokens, the longest {found['longest']}",
+            f"steps: {found['steps']}, of {options.batch} groups each",
+        )
         with job.progress.task("two steps, to measure", 2) as task:
-            cost = _cost(model, _tried(data, options, longest), objective, options, task.advance)
-    counts = {"groups": len(data.groups), "left_out": data.left_out, "held_out": len(held.groups) if held else 0, "completions": len(data.paths)}
-    counts |= {"tokens": sum(map(len, data.paths.ids)), "longest": len(data.paths.ids[longest]), "steps": steps}
-    whole = steps * cost["seconds_per_step"]
-    less = ["--lora-depth 0.5", "a smaller --max-length", *(["an adapter (--lora-rank 16)"] if not options.lora_rank else [])]
-    lines = [
-        f"learnt from: {counts['groups']} groups; left out (too long, or too few completions): {counts['left_out']}; held out: {counts['held_out']}",
-        f"what is learnt stands between {OPEN} and {CLOSE}" + (": the state at the end" if "scores" in objective.reads else ""),
-        *(line for number, group in enumerate(shown, 1) for line in _lines(number, group)),
-        f"completions: {counts['completions']}, with their prompts {counts['tokens']} tokens, the longest {counts['longest']}",
-        f"weights that train: {cost['trained'] / 1e6:.3g} of {cost['weights'] / 1e6:.3g} million",
-        f"steps: {steps}, of {options.batch} groups each; one took {cost['seconds_per_step']:.2g} s here, all would take about {duration(whole)}",
-        f"tokens that were saved by sharing what prompts have in common: {1 - cost['fed'] / cost['naive']:.0%}",
-        f"memory: up to {cost['memory_mib']} MiB; for less: {', '.join(less)}",
-        "nothing was kept; to train, leave out --preview",
-    ]
-    job.output.result(counts | {"shown": shown, "seconds": whole, **cost}, *lines)
+            cost = _cost(model, _tried(data, groups, options), objective, options, task.advance)
+    job.output.shown(*_costs(cost, found["steps"], options), "nothing was kept; to train, leave out --preview")
+    job.output.result(found | cost)
     return 0
 
 
@@ -89,41 +89,65 @@ def _lines(number: int, rows: Sequence[dict[str, Any]]) -> list[str]:
     return found
 
 
-def _tried(data: Data, options: TrainOptions, longest: int) -> list[Group]:
-    """The groups of the first two steps, the one with the longest path among them."""
+def _costs(cost: dict[str, Any], steps: int, options: TrainOptions) -> list[str]:
+    less = ["a smaller --max-length"]
+    if not options.lora_rank:
+        less.append("an adapter (--lora-rank 16)")
+    elif options.lora_depth > 0.5:
+        less.append("--lora-depth 0.5")
+    if not cost:
+        return [f"two steps do not fit into memory; try {', or '.join(less)}"]
+    each = cost["seconds_per_step"]
+    memory = f"memory at its peak: {cost['memory_mib']} MiB" if cost["memory_mib"] else "memory: not known on this system"
+    return [
+        f"a step took {each:.2g} s here, so the steps alone would take about {duration(each * steps)}" + (" of --minutes" if options.minutes else ""),
+        f"weights that train: {cost['trained'] / 1e6:.3g} of {cost['weights'] / 1e6:.3g} million",
+        f"tokens that were saved by sharing what prompts have in common: {1 - cost['fed'] / cost['naive']:.0%}",
+        f"{memory}; for less: {', or '.join(less)}",
+    ]
+
+
+def _tried(data: Data, groups: Sequence[Group], options: TrainOptions) -> list[Group]:
+    """As they were given, groups for two whole steps (or for one, made twice): the first ones of the schedule, and last the one with the most tokens."""
     from fiducial.training.loop import batch
 
-    chosen = [g for step in range(2) for g in batch(step, len(data.groups), options)]
-    owner = next(g for g in range(len(data.groups)) if longest in data.paths_of([g]))
-    chosen = chosen if owner in chosen else [*chosen[:-1], owner]
-    return [data.groups[g] for g in dict.fromkeys(chosen)]
+    count = 2 * options.batch if len(data.groups) >= 2 * options.batch else min(options.batch, len(data.groups))
+    order = batch(0, len(data.groups), options.model_copy(update={"batch": len(data.groups), "epochs": 1.0}))
+    largest = max(order, key=lambda g: sum(len(data.paths.ids[path]) for path in data.paths_of([g])))
+    chosen = [*[g for g in order if g != largest][: count - 1], largest]
+    given = {group.id: group for group in groups}
+    return [given[data.names[g]] for g in chosen]
 
 
 def _cost(model: LocalModel, groups: Sequence[Group], objective: Objective, options: TrainOptions, done: Any) -> dict[str, Any]:
-    """Seconds, tokens and memory of two steps, and how many weights they move. The model is not what it was afterwards."""
+    """Seconds, tokens and memory of two steps, and how many weights they move; nothing where they do not fit. The model is not what it was afterwards."""
     import torch
 
     from fiducial.training.loop import train
 
-    if model.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
+    on_gpu = model.device.type == "cuda"
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats(model.device)
     at: list[float] = []
 
     def report(*_: Any) -> None:
         at.append(time.monotonic())
         done(1)
 
-    size = min(options.batch, len(groups))
-    changed = {"epochs": 2 * size / len(groups), "batch": size, "held_out": 0.0, "save_every": 10**9, "watch_every": 0, "minutes": None}
-    with TemporaryDirectory() as folder:
-        result = train(model, groups, objective, options.model_copy(update=changed), folder=Path(folder), report=report)
-    on_gpu = torch.cuda.max_memory_allocated() >> 20 if model.device.type == "cuda" else 0
+    twice = len(groups) < 2 * options.batch
+    two = {"epochs": 2.0 if twice else 1.0, "batch": len(groups) if twice else options.batch}
+    changed = two | {"held_out": 0.0, "save_every": 10**9, "watch_every": 0, "minutes": None}
+    try:
+        with TemporaryDirectory() as folder:
+            result = train(model, groups, objective, options.model_copy(update=changed), folder=Path(folder), report=report)
+    except torch.OutOfMemoryError:
+        return {}
     weights = list(model.module.parameters())
     return {
-        "seconds_per_step": at[-1] - at[-2] if len(at) > 1 else result.seconds,  # the first one warms up
+        "seconds_per_step": at[1] - at[0],  # the first one warms up
         "fed": result.tokens,
         "naive": result.naive_tokens,
-        "memory_mib": on_gpu or peak_memory(),
+        "memory_mib": torch.cuda.max_memory_allocated(model.device) >> 20 if on_gpu else peak_memory(),
         "trained": sum(p.numel() for p in weights if p.requires_grad),
         "weights": sum(p.numel() for p in weights),
     }

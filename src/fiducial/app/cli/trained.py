@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fiducial.app.cli.job import Job
-from fiducial.app.proving import Proof
+from fiducial.app.proving import FEWEST, Proof
 from fiducial.core.errors import ConfigError
-from fiducial.core.run import masked
+from fiducial.core.run import masked, several
 from fiducial.core.store import write_atomic
 
 if TYPE_CHECKING:
@@ -57,18 +57,23 @@ class Kept:
 
 def prove() -> click.Option:
     """The option that every kind of training has."""
-    text = "Ask so many held-out goals, their twins, ordinary prompts and the capability items before and after training, for the report card; with 100 a "
-    text += "rate is known to about ten points. [default: 0, not measured]"
+    text = "Ask so many held-out goals (30 or more), their twins, ordinary prompts and the capability items before and after training, for the report card; "
+    text += "with 100 a rate is known to about ten points. [default: 0, not measured]"
     return click.Option(["--prove"], type=click.IntRange(min=0), default=0, metavar="N", help=text)
 
 
-def proof(job: Job, run: Run, *, why: str = "") -> Proof | None:
-    """What --prove asks; None without it. Raises ConfigError where `why` says that the model cannot be asked."""
-    if not job.values["prove"]:
-        return None
-    if why:
-        raise ConfigError(f"--prove asks the model before and after training, but {why}", hint="leave it out")
-    return Proof(run, job.values["prove"], seed=int(job.values.get("seed") or 0), progress=job.progress)
+def refuse_proof(job: Job, *, why: str = "") -> None:
+    """Raises ConfigError where --prove asks too little, or where `why` says that the model cannot be asked. For use before there is a run."""
+    count = job.values["prove"]
+    if 0 < count < FEWEST:
+        raise ConfigError(f"--prove {count} asks too little to measure anything", hint=f"give {FEWEST} or more; with 100 a rate is known to about ten points")
+    if count and (why or several()):
+        raise ConfigError(f"--prove asks the model before and after training, but {why or 'several processes train here'}", hint="leave it out")
+
+
+def proof(job: Job, run: Run) -> Proof | None:
+    """What --prove asks; None without it."""
+    return Proof(run, job.values["prove"], seed=int(job.values.get("seed") or 0), progress=job.progress) if job.values["prove"] else None
 
 
 def begin(run: Run, inputs: Mapping[str, Any], name: str = "train") -> Stage:
@@ -132,7 +137,7 @@ def finish(job: Job, run: Run, stage: Stage, kept: Kept, card: Mapping[str, Any]
 
     place = run.path / "card.json"
     known = {name for name, rule in card["rules"].items() if rule["outcome"] != "not measured"}
-    unknown = {name: f"measure it with: fiducial {how} run:{run.id}" for name, how in LEFT_TO_OTHERS.items() if name not in card["rules"]}
+    unknown = {name: f"measure it with: fiducial {how} run:{run.id}" for name, how in LEFT_TO_OTHERS.items() if name not in known}
     if card.get("looks") == []:
         unknown["held-out groups"] = "hold some out of training, and measure on them; our own trainers do with --held-out 0.1"
     about = {

@@ -42,37 +42,38 @@ def train(job: Job) -> int:
     if not job.values["data"]:
         raise ConfigError("there is nothing to train on", hint="give --data FILE, or name a file in the configuration")
     source = _source(job)
+    trained.refuse_proof(job)
     with job.start() as run:
         job.begun(run)
         data = source if isinstance(source, Path) else _written(run, source)
         hashed = hash_file(data)
         inputs = {"data": hashed, "options": method.options(), "files": _files(method), "model": job.values["model"]}
         stage = trained.begin(run, inputs)
-        with closing(job.white_box()) as model, job.progress.task(job.card.name) as task:
+        proof = trained.proof(job, run)
+        with closing(job.white_box()) as model:
             if not isinstance(model, LocalModel):
                 raise ModelError(f"'{model.uri}' cannot be trained", hint="give smollm2, a folder, or a model of the hub")
             base = model.fingerprint
             model.module = lora.merge(model.module)  # an adapter is a part of what is trained on from
             watch = FreshSamples(model, trained.looked_at())
-            proof = trained.proof(job, run)
             if proof:
                 proof.ask("before", model)
+            with job.progress.task(job.card.name) as task:
 
-            def report(step: int, steps: int, figures: dict[str, float]) -> None:
-                run.metrics(figures, step=step)
-                task.advance(1, figure=f"step {step} of {steps}, loss {figures['loss']:.4g}")
+                def report(step: int, steps: int, figures: dict[str, float]) -> None:
+                    run.metrics(figures, step=step)
+                    task.advance(1, figure=f"step {step} of {steps}, loss {figures['loss']:.4g}")
 
-            made, result, settings = method.train(model, data, folder=stage.folder("checkpoints"), report=report)
+                made, result, settings = method.train(model, data, folder=stage.folder("checkpoints"), report=report)
             folder, _ = trained.save(run, made)
             why = "the model was trained to score, and is not asked for answers" if made.head is not None else ""
             made.close()
         with closing(job.white_box(f"run:{run.id}")) as again:  # as everyone will open it, without what the library put around it
             assert isinstance(again, LocalModel)
             fingerprint, figures = again.fingerprint, {} if why else trained.look(job, watch, again, result.steps)
-            proof = None if why else proof
-            if proof:
+            if proof and not why:
                 proof.ask("after", again)
-        found = proved(card(None if why else watch, figures, result, why=why), proof)
+        found = proved(card(None if why else watch, figures, result, why=why), proof, why=why)
         rows, cost = f"{result.groups} rows", (result.tokens, result.seconds)
         kept = trained.Kept(model.uri, base, [hashed], result.steps, result.planned, result.stop, rows, *cost, settings=settings)
         place = trained.finish(job, run, stage, kept, found, fingerprint)
