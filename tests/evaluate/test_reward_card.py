@@ -99,6 +99,21 @@ def test_how_often_it_is_fooled_at_all_is_a_mean_over_prompts_of_what_spoils(mod
     assert (said.n, said.better) == (12, "lower")
 
 
+def test_models_beside_say_how_often_two_order_answers_differently(model, data, tmp_path):
+    places = []
+    for name, sign in (("same", 1.0), ("turned", -1.0)):
+        other = tiny()
+        other.head = ScoreHead(sign * model.head.weight.detach(), "better", "align/reward_model")
+        places.append(str(other.save(tmp_path / name)))
+    same, turned = places
+    assert "disagreement" not in found(model, data, edits=0)
+    assert found(model, data, edits=0, beside=(same,))["disagreement"].value == 0
+    assert found(model, data, edits=0, beside=(turned,))["disagreement"].value == 1
+    said = found(model, data, edits=0, beside=(same, turned))["disagreement"]
+    assert (said.value, said.n) == (pytest.approx(2 / 3), 12)  # of three pairs of models two are apart
+    assert said.low < said.value < said.high
+
+
 def test_edits_are_shared_out_and_none_are_tried_when_there_is_to_be_none(model, data):
     # 13 of the 16 kinds fit answers of one word
     assert found(model, data, edits=26)["fooled.repetition"].n == 2

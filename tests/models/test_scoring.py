@@ -1,5 +1,6 @@
 """Scores of shared rows against single forward passes of the same model."""
 
+import copy
 import random
 
 import pytest
@@ -10,6 +11,7 @@ from fiducial.core.errors import DataError, ModelError
 from fiducial.models.forest import Paths
 from fiducial.models.scoring import Engine
 from fiducial.models.tiny import SIZES, tiny
+from fiducial.training import lora
 
 TAKES_TREES = ["llama", "qwen2", "qwen3", "gpt2", "gemma2", "gemma3_text", "mistral"]
 REFUSES_TREES = ["mpt", "mamba2", "jamba", "lfm2", "qwen3_next"]
@@ -89,7 +91,7 @@ def test_the_best_accepted_back_end_is_taken():
     assert [Engine(tiny(name)).backend for name in ("llama", "mpt", "mamba2")] == ["tree", "kv", "padded"]
 
 
-def test_flex_needs_cuda_and_a_flex_model_takes_no_dense_mask_without_it():
+def test_flex_needs_cuda():
     with pytest.raises(ModelError, match="needs CUDA"):
         Engine(tiny("llama"), backend="flex")
 
@@ -310,6 +312,26 @@ def test_gradients_of_the_embedded_model_equal_those_of_padded_rows(smollm2):
     paths = questions(9, groups=2)
     assert relative(gradient(smollm2, paths, "tree"), gradient(smollm2, paths, "padded")) < 1e-5
     smollm2.zero_grad(set_to_none=True)
+
+
+@pytest.mark.smollm2
+def test_gradients_of_an_adapter_on_the_embedded_model_equal_those_of_padded_rows(smollm2):
+    adapted = lora.attach(copy.deepcopy(smollm2), rank=4)
+    draw = torch.Generator().manual_seed(0)
+    for name, parameter in adapted.named_parameters():
+        parameter.requires_grad_("lora_" in name)
+        if "lora_B" in name:
+            parameter.data = 0.02 * torch.randn(parameter.shape, generator=draw)
+    paths = questions(9, groups=2)
+    assert relative(gradient(adapted, paths, "tree"), gradient(adapted, paths, "padded")) < 1e-5
+
+
+@pytest.mark.smollm2
+def test_the_order_of_paths_changes_nothing_about_the_embedded_model(smollm2):
+    paths = questions(9, groups=2)
+    order = random.Random(0).sample(range(len(paths)), len(paths))
+    found, same = (Engine(smollm2, backend="tree").score(some).path_logp for some in (paths, paths.select(order)))
+    assert (found[order] - same).abs().max() < 1e-4
 
 
 @pytest.mark.smollm2

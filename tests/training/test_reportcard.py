@@ -126,8 +126,9 @@ def test_nothing_sampled_is_nothing_measured():
 def test_style_counts_words_and_repeated_four_grams_within_each_text():
     texts = [(None, "a b c d a b c d", None), (None, "a b c d", None)]
     # first text: 5 four-grams, of which abcd is there twice: 1 repeat; second: 1 and 0
-    assert style(texts) == {"length": 6.0, "repetition": pytest.approx(1 / 6)}
+    assert style(texts) == {"length": 6.0, "repetition": pytest.approx(1 / 6), "distinct_2": 0.4}  # ab, bc, cd, da of ten pairs
     assert style([(None, "short", None)]) == {"length": 1.0, "repetition": 0.0}
+    assert style([(None, "a b a b", None), (None, "b a", None)])["distinct_2"] == 2 / 4  # ab, ba, ab, ba
     assert style([]) == {}
 
 

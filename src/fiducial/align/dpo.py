@@ -6,7 +6,8 @@ Formula:      z = beta * ((w - w_ref) - (l - l_ref)), with w = sum_t log pi(y_w[
               loss = -p log sigmoid(z) - (1 - p) log sigmoid(-z) + anchor * (-w / |y_w|), p = probability that the first is better,
               shrunk to p (1 - e) + (1 - p) e by label smoothing e.
 Defaults:     beta 0.1, learning rate 1e-6 (paper, appendix B); anchor 0 and label_smoothing 0 are the paper's loss, anchor 1 is RPO
-              (arXiv:2404.19733), label_smoothing above 0 is cDPO, whose margin settles at logit(1 - e) / beta.
+              (arXiv:2404.19733), label_smoothing above 0 is cDPO, whose margin settles at logit(1 - e) / beta. Soft labels are taken as they are
+              given, up to 0 and 1.
 Limits:       the chosen response may itself lose probability (`displaced` in the metrics; an anchor stops it); sums favour short responses.
 Source:       Rafailov et al. 2023, arXiv:2305.18290, eq. 7; soft labels: Mitchell 2023, cDPO.
 """

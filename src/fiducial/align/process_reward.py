@@ -10,7 +10,8 @@ Formula:      loss = -y log sigmoid(r) - (1 - y) log sigmoid(-r), mean over the 
 Defaults:     labels process, learning rate 1e-5 as align/reward_model. Neutral steps count as right (paper): give them the value 1.
 Limits:       steps are the parts of a completion (`ends`, `values`; read from TRL's stepwise columns and PRM800K); one without any has one step,
               the whole, under outcome, and teaches nothing under process. The product over steps punishes long solutions.
-              One number is learnt, not the paper's three classes.
+              One number is learnt, not the paper's three classes, and outcome labels stand at the ends of steps, where the paper has them at every
+              token. Solutions are taken as they come; the paper chooses convincing wrong ones to label.
 Source:       Lightman et al. 2023, arXiv:2305.20050, section 2; soft labels and the minimum: Wang et al. 2023, arXiv:2312.08935.
 """
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
 from fiducial.app.measure import tally, trials
-from fiducial.app.summary import Candidate
+from fiducial.app.summary import Candidate, Tally
 from fiducial.core import registry
 from fiducial.core.errors import ConfigError
 from fiducial.core.records import Attempt, Group, digest
@@ -38,10 +38,18 @@ def why(candidates: Sequence[Candidate]) -> str:
     """The reason in a sentence."""
     chosen = next(c for c in candidates if c.chosen)
     told = "; ".join(f"{c.objective} {c.compliance.rate} and {c.refusal.rate}" for c in candidates)
+    alike = [c.objective for c in candidates if c is not chosen and _alike(c.compliance, chosen.compliance) and _alike(c.refusal, chosen.refusal)]
+    doubt = f" Of so few prompts it cannot be told apart from {', '.join(alike)}." if alike else ""
     return (
         f"{chosen.objective} was chosen: after {chosen.steps} trial steps on the same {chosen.groups} groups, harmful compliance and benign refusal "
-        f"on validation prompts were {told}, and its sum is the lowest."
+        f"on validation prompts were {told}, and its sum is the lowest.{doubt}"
     )
+
+
+def _alike(one: Tally, other: Tally) -> bool:
+    """Whether the intervals of two rates overlap."""
+    (low, high), (least, most) = one.rate.interval(), other.rate.interval()
+    return low <= most and least <= high
 
 
 def _tried(loop: Loop, base: LocalModel, groups: Sequence[Group], name: str, rate: float | None) -> Candidate:

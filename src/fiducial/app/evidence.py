@@ -22,6 +22,7 @@ LIMITS = (
     "The judge reads the beginning of an answer. Compliance means that the model did not refuse and went along, not that the text would help anybody do harm.",
     "Goals, twins and attack wordings were written by one project. A rate on them is not a rate on what users or attackers will send.",
     "Attacks are fixed rewritings. Nobody searched for a prompt against this very model (GCG, PAIR and the like).",
+    "The loop's defaults were set with the shipped held-out goals and public sets in view, so figures on these are somewhat optimistic. Your own tell more.",
     "Near twins differ from harmful goals in intent alone; they are shown, and no limit is set on them.",
     "Capability is measured by a short multiple-choice test, which does not notice losses in long answers, code or other languages.",
 )

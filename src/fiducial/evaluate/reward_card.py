@@ -10,7 +10,8 @@ Formula:      accuracy: share of a prompt's ordered pairs whose better answer sc
               such shares of single prompts, mean over prompts, interval as of accuracy. change.EDIT: mean change of the score by such an edit,
               moved.EDIT: mean size of the change by an edit that keeps what is said, in standard deviations of all scores of the file.
               Where three or more answers to a prompt have rewards that differ: gold_correlation, Spearman's within the prompt, and gold_gain, the
-              reward of the answer that scores highest less the prompt's mean reward; means over prompts, bootstrapped likewise.
+              reward of the answer that scores highest less the prompt's mean reward; means over prompts, bootstrapped likewise. With further models
+              beside: disagreement, the share of pairs of answers that two of the models order differently, interval as of accuracy.
 Defaults:     200 edits, shared out evenly among the kinds that fit. Spoilt: praise (of the answer, after it), flattery (of who asks), repetition
               (the answer twice), irrelevant (a sentence after it), filler (before it), citation (of what does not exist), suffix (random
               characters), language (a last sentence in another one), refusal, echo and empty (a refusal, the prompt or nothing in its place,
@@ -24,7 +25,9 @@ Source:       Lambert et al. 2024, RewardBench, arXiv:2403.13787, for accuracy b
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from itertools import combinations
 from math import inf, isnan
 from statistics import fmean, pstdev
 from typing import TYPE_CHECKING, Any, Literal, final
@@ -64,6 +67,8 @@ class RewardCard(Suite):
     """What says which answer is better, as in training."""
     edits: int = 200
     """Edited answers at most, over all kinds; 0 tries none."""
+    beside: tuple[str, ...] = ()
+    """Further models that were trained for the same, such as with other seeds, by name: how often two of all these order a prompt's answers differently."""
 
     def __post_init__(self) -> None:
         if self.labels not in ("targets", "rewards") or self.edits < 0:
@@ -77,7 +82,7 @@ class RewardCard(Suite):
         groups = [g for g in read_groups(self.data)[:limit] if len(g.completions) > 1]
         items: list[dict[str, Any]] = []
         for chunk in chunks(groups):
-            for group, values in zip(chunk, _scored(judge, [(g, c) for g in chunk for c in g.completions], [len(g.completions) for g in chunk]), strict=True):
+            for group, values in zip(chunk, _scored(judge, *_asked(chunk)), strict=True):
                 items.append({"id": group.id, "category": group.prompt.category, "prompt": group.prompt.text, "scores": values})
                 sink(items[-1])
         parts, scores = _laid_out(judge, groups, [i["scores"] for i in items])
@@ -87,7 +92,7 @@ class RewardCard(Suite):
         if not any(value is not None for value in right):
             raise DataError(f"{self.data}: no two answers to a prompt of which one is better", hint="give a file of preferences")
         edits = self._edits(judge, groups, items, sink)
-        shapes = [*self._shapes(judge, scores, parts, items), *self._gold(judge, groups, items)]
+        shapes = [*self._shapes(judge, scores, parts, items), *self._gold(judge, groups, items), *self._disagreement(judge, groups, items)]
         found = [*self._accuracies(judge, items), *shapes, *self._fooled(judge, items, edits)]
         return SuiteResult(found, items + edits)
 
@@ -129,6 +134,18 @@ class RewardCard(Suite):
             fields = self._marks(model, [item for item, _ in each]) | {"value": fmean(values), "n": len(each), "low": low, "high": high, "items": values}
             found.append(Score(suite=self.name, metric=name, interval="bootstrap", **fields))
         return found
+
+    def _disagreement(self, model: LocalModel, groups: Sequence[Group], items: Sequence[dict[str, Any]]) -> list[Score]:
+        """Share of pairs of a prompt's answers that two models order differently, over all pairs of models; mean over prompts."""
+        members = [[i["scores"] for i in items]]
+        for name in self.beside:
+            with closing(_headed(model.beside(name))) as other:
+                members.append([row for chunk in chunks(groups) for row in _scored(other, *_asked(chunk))])
+        if len(members) < 2:
+            return []
+        values = [_apart(rows) for rows in zip(*members, strict=True)]
+        whole = rate_score([], suite=self.name, metric="disagreement", better="lower", **self._marks(model, items))
+        return [whole.model_copy(update=_share(values))]
 
     def _edits(self, model: LocalModel, groups: Sequence[Group], items: Sequence[dict[str, Any]], sink: Sink) -> list[dict[str, Any]]:
         """Edits of better answers, one answer a prompt, with the scores of the answer before and after."""
@@ -190,6 +207,11 @@ def _headed(model: Model) -> LocalModel:
     return model
 
 
+def _asked(groups: Sequence[Group]) -> tuple[list[tuple[Group, Completion]], list[int]]:
+    """All answers of some groups, and how many each has."""
+    return [(g, c) for g in groups for c in g.completions], [len(g.completions) for g in groups]
+
+
 def _scored(model: LocalModel, answers: Sequence[tuple[Group, Completion]], sizes: Sequence[int]) -> list[list[float]]:
     """Scores of the answers, higher = better, in lists of the given sizes."""
     from fiducial.models.scorehead import scores
@@ -229,6 +251,17 @@ def _agreement(group: Group, scores: Sequence[float]) -> dict[str, float]:
     if len(known) < 3 or len(set(gold)) < 2:
         return {}
     return {"gold_correlation": spearman(proxy, gold), "gold_gain": best_of_n(proxy, gold, len(gold)) - fmean(gold)}
+
+
+def _apart(rows: Sequence[Sequence[float]]) -> float:
+    """Of the pairs of one prompt's answers, the share that two of the models order differently, mean over pairs of models; what only one has level is half."""
+    return fmean(
+        abs(_sign(one[i] - one[j]) - _sign(other[i] - other[j])) / 2 for one, other in combinations(rows, 2) for i, j in combinations(range(len(one)), 2)
+    )
+
+
+def _sign(value: float) -> int:
+    return (value > 0) - (value < 0)
 
 
 def _best(group: Group, labels: str) -> int:

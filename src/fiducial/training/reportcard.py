@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor
@@ -74,7 +75,7 @@ class FreshSamples:
         return figures, ""
 
     def rules(self, figures: dict[str, float]) -> dict[str, tuple[Outcome, str]]:
-        """Every stopping rule with its outcome and a sentence."""
+        """Every stopping rule with its outcome and a sentence. Repetition breaks its rule where it doubles, and is above a tenth."""
         found: dict[str, tuple[Outcome, str]] = {}
         kl = figures.get("k3", math.nan)
         found["drift"] = _rule(kl, kl <= self.kl_budget, f"k3 is {kl:.2f} nats per sample, the budget {self.kl_budget:g}")
@@ -198,12 +199,15 @@ def _repeats(words: Sequence[str]) -> list[bool]:
 
 
 def style(texts: Sequence[tuple[Any, str, Any]]) -> dict[str, float]:
-    """Mean words per text and share of 4-grams that repeat one of the same text; no figures for no texts."""
+    """Mean words per text, share of 4-grams that repeat one of the same text, and distinct-2, the share of different pairs of words among all of them
+    (Li et al. 2016, arXiv:1510.03055); no figures for no texts."""
     words = [text.split() for _, text, _ in texts]
     if not words:
         return {}
     repeats = [r for w in words for r in _repeats(w)]
-    return {"length": sum(map(len, words)) / len(words), "repetition": sum(repeats) / len(repeats) if repeats else 0.0}
+    pairs = [pair for w in words for pair in pairwise(w)]
+    found = {"length": sum(map(len, words)) / len(words), "repetition": sum(repeats) / len(repeats) if repeats else 0.0}
+    return found | ({"distinct_2": len(set(pairs)) / len(pairs)} if pairs else {})
 
 
 def _rule(measured: float, fine: bool, sentence: str) -> tuple[Outcome, str]:

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
-APART, APART_16_BIT = 1e-4, 0.2
+APART, APART_16_BIT = 1e-4, 0.1
 """Nats per token, on average over a step, that rounding may put between two passes of one model, by the precision of its weights."""
 TOKENS_EACH = 128
 """Fewer tokens are not worth a thread of their own."""
@@ -392,7 +392,7 @@ class Updates:
         """Raises FiducialError where the policy is not its reference before the first update: all differences after that would be wrong."""
         apart = float((policy.logp - held.logp)[policy.mask].abs().sum() / policy.length[policy.mask].sum().clamp(min=1))
         exact = all(p.dtype == torch.float32 for p in self.model.module.parameters())
-        if not apart <= max(self.model.engine.verdict.tolerance, APART if exact else APART_16_BIT):
+        if not apart <= (max(APART, self.model.engine.verdict.tolerance) if exact else APART_16_BIT):
             raise FiducialError(
                 f"before the first update the policy is {apart:.2g} nats per token away from its reference, which is the same model",
                 hint="something in it draws at random or is not what it was, such as dropout or a changed template: turn that off",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
@@ -151,6 +152,7 @@ def finish(job: Job, run: Run, stage: Stage, kept: Kept, card: Mapping[str, Any]
         "model": fingerprint,
         "tokens": kept.tokens,
         "seconds": kept.seconds,
+        "cpu_seconds_of_the_process": round(time.process_time(), 1),
     }
     unmeasured = {name: {"outcome": "not measured", "sentence": how} for name, how in unknown.items()}
     text = json.dumps(_finite({**card, "unmeasured": unmeasured, "about": about}), indent=1, ensure_ascii=False, allow_nan=False)
