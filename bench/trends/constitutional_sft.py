@@ -176,6 +176,7 @@ def trend(found: Sequence[Mapping[str, Any]], sizes: Sizes) -> Trend:
             f"Helpfulness counts as kept when it falls by less than {ALLOWED:.0%}, decided beforehand, and is counted by rules: not refused, on topic. These "
             "directions say something only beside a fall of harm: a model that did not change keeps its helpfulness. The paper claims none of them of "
             "its supervised stage, which is less helpful there than the models trained by reinforcement.",
+            "An earlier record of seeds 1 to 3 decided nothing about harm; seeds were added after that was seen.",
             "The goals and the model before are the same for all seeds: intervals are over training, not over test goals.",
             "Unlike the paper: only failing answers are revised, with no examples before the critique; 2 rounds instead of 4; the model was not made "
             "helpful only; compliance is judged by wording, where the paper compares by preference.",
@@ -185,7 +186,7 @@ def trend(found: Sequence[Mapping[str, Any]], sizes: Sizes) -> Trend:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs all seeds and writes the record."""
-    chosen = arguments(__doc__, argv)
+    chosen = arguments(__doc__, argv, seeds=5)
     sizes = SMALL if chosen.small else Sizes()
 
     @cache

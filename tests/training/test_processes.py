@@ -23,7 +23,22 @@ WHOLE = (
     *("rwr", "awr", "unlikelihood", "filtered_pretraining", "conditional_pretraining"),
     *("reward_model", "cost_model", "process_reward", "rloo", "rloo@cost", "grpo", "ppo", "ppo@cost"),
 )
-SHARED_OUT = ("dpo", "dpo@again", "dpo@rows", "sft@full", "sft@full@bfloat16", "kto", "reward_model", "awr@full", "rloo")
+SHARED_OUT = (
+    "dpo",
+    "dpo@again",
+    "dpo@rows",
+    "exo",
+    "orpo",
+    "process_reward",
+    "cost_model",
+    "sft@full@again",
+    "sft@full",
+    "sft@full@bfloat16",
+    "kto",
+    "reward_model",
+    "awr@full",
+    "rloo",
+)
 
 
 def launched(launcher, *words, folder=None):
