@@ -50,8 +50,8 @@ def runner(options, run, progress):
 @pytest.fixture(autouse=True)
 def _job(monkeypatch):
     module = ModuleType("job_for_tests")
-    module.JobOptions, module.runner = JobOptions, runner
-    module.job = options_command("job", "job_for_tests:JobOptions", "job_for_tests:runner", "A job.", budgeted=True)
+    module.JobOptions, module.ready, module.runner = JobOptions, lambda options: None, runner
+    module.job = options_command("job", "job_for_tests:JobOptions", "job_for_tests:ready", "job_for_tests:runner", "A job.", budgeted=True)
     monkeypatch.setitem(sys.modules, "job_for_tests", module)
     monkeypatch.setitem(main.JOBS, "job", ("job_for_tests:job", "A job."))
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from fiducial.core.records import user
-from fiducial.core.run import Run
+from fiducial.core.run import Run, runs_root
 from fiducial.models.scripted import tiny
 
 ROWS = [
@@ -46,7 +46,7 @@ def test_what_is_shown_as_learnt_is_what_training_learns_from(call, data):
 def test_no_run_and_no_ledger_are_left(call, data):
     assert call("align", "sft", "tiny", "--data", data, "--preview", "--lora-rank", "2")[1] == 0
     assert Run.all() == []
-    assert not list(data.parent.rglob("ledger*"))
+    assert not list(runs_root().glob("ledger*"))
 
 
 TAUGHT = {"prompt": "why?", "completions": ["1+1=2", "2+1=3"], "labels": [True, False]}
@@ -104,6 +104,27 @@ def test_of_a_head_the_place_where_it_reads_is_shown(run, data):
     shown = run("align", "reward_model", "tiny", "--data", data, "--preview", "--lora-rank", "0", "--batch", "4").output
     assert "because it is so<|im_end|>[[]]" in shown
     assert "an adapter (--lora-rank 16)" in shown
+
+
+def test_from_scratch_the_sizes_of_the_new_model_count(call, data):
+    line = ["align", "sft", "tiny", "--data", data, "--lora-rank", "0", "--from-scratch", "--sizes", "{max_position_embeddings: 32}", "--batch", "1"]
+    shown, code = call(*line, "--preview")
+    assert code == 0, shown
+    trained, code = call(*line)
+    assert code == 0, trained
+    assert (shown["data"]["groups"], shown["data"]["left_out"]) == (trained["data"]["groups"], trained["data"]["left_out"])
+
+
+def test_what_does_not_fit_into_memory_is_said(call, run, data, monkeypatch):
+    import torch
+
+    def full(*_, **__):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr("fiducial.training.loop.train", full)
+    line = ["align", "dpo", "tiny", "--data", data, "--preview"]
+    assert call(*line)[0]["data"]["fits"] is False
+    assert "two steps do not fit into memory; try a smaller --max-length, or --lora-depth 0.5" in run(*line).output
 
 
 def test_what_is_held_out_is_counted_apart(call, data):

@@ -1,5 +1,6 @@
 """Counting attempts into evidence, weaknesses, tables and sentences; the figures are worked by hand."""
 
+from math import hypot
 from pathlib import Path
 
 import pytest
@@ -103,9 +104,10 @@ def test_nothing_scored_is_no_evidence_rather_than_a_rate_of_zero():
 def test_capability_is_the_paired_change_of_accuracy():
     then, now = score(1.0, 1.0, 1.0, 0.0), score(1.0, 0.0, 0.0, 0.0)
     found = known((many(1, 1), [then]), (many(1, 1), [now]))["capability"]
-    # differences 0, -1, -1, 0: mean -0.5, sample variance 1/3, standard error sqrt(1/12)
+    # 1 of 4 against 3 of 4, of which the second has the first within: Newcombe's pairs, with a phi of 0 after its correction
     assert found.value == -0.5
-    assert [found.low, found.high] == approx([-0.5 - 1.959964 / 12**0.5, -0.5 + 1.959964 / 12**0.5], abs=1e-5)
+    (low, high), (least, most) = Rate(1, 4).interval(), Rate(3, 4).interval()
+    assert [found.low, found.high] == approx([-0.5 - hypot(0.25 - low, most - 0.75), -0.5 + hypot(high - 0.25, 0.75 - least)], abs=1e-5)
     assert (found.better, found.baseline, found.n) == ("higher", 0.75, 4)
 
 

@@ -49,6 +49,9 @@ def test_clusters_widen_the_standard_error():
         ((0, 0, 0, 40), (0.0, -0.0876, 0.0876)),
         ((40, 0, 0, 0), (0.0, -0.0876, 0.0876)),
         ((0, 40, 0, 0), (1.0, 0.8761, 1.0)),
+        # with both margins filled, so that phi counts
+        ((36, 12, 2, 0), (0.2, 0.0569, 0.3404)),
+        ((1, 1, 7, 12), (-0.2857, -0.5069, -0.0256)),
     ],
 )
 def test_paired_rates_do_not_shrink_to_a_point(cells, expected):

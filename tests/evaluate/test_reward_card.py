@@ -112,6 +112,9 @@ def test_models_beside_say_how_often_two_order_answers_differently(model, data, 
     said = found(model, data, edits=0, beside=(same, turned))["disagreement"]
     assert (said.value, said.n) == (pytest.approx(2 / 3), 12)  # of three pairs of models two are apart
     assert said.low < said.value < said.high
+    assert said.fingerprint != found(model, data, edits=0, beside=(same,))["disagreement"].fingerprint
+    with pytest.raises(ModelError, match="no score head"):
+        found(model, data, beside=("tiny",))
 
 
 def test_edits_are_shared_out_and_none_are_tried_when_there_is_to_be_none(model, data):

@@ -55,6 +55,14 @@ class CheckOptions(BaseModel):
     """Address of an OpenAI-compatible server, for models named `openai:NAME`."""
 
 
+def ready(options: CheckOptions) -> None:
+    """Raises ConfigError or DataError for what cannot be used, before there is a run."""
+    registry.card(options.judge, role="Judge")
+    for name in options.attacks:
+        registry.card(name, role="Attack")
+    _prompts(options)
+
+
 def run_check(options: CheckOptions, run: Run, progress: Progress) -> Result:
     """Runs or resumes a check in `run`. Exit code 1 when a rate is above the threshold."""
     judge = cast(Judge, registry.create(registry.card(options.judge, role="Judge").name))

@@ -10,6 +10,7 @@ from fiducial.app.measure import tally, trials
 from fiducial.app.summary import Candidate, Tally
 from fiducial.core import registry
 from fiducial.core.errors import ConfigError
+from fiducial.core.intervals import difference
 from fiducial.core.records import Attempt, Group, digest
 from fiducial.core.roles import Objective
 from fiducial.core.store import Lines
@@ -47,9 +48,9 @@ def why(candidates: Sequence[Candidate]) -> str:
 
 
 def _alike(one: Tally, other: Tally) -> bool:
-    """Whether the intervals of two rates overlap."""
-    (low, high), (least, most) = one.rate.interval(), other.rate.interval()
-    return low <= most and least <= high
+    """Whether the interval of the difference of two rates holds 0."""
+    _, low, high = difference(one.rate, other.rate)
+    return low <= 0 <= high
 
 
 def _tried(loop: Loop, base: LocalModel, groups: Sequence[Group], name: str, rate: float | None) -> Candidate:

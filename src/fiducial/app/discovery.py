@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from fiducial.app.measure import made
+from fiducial.app.measure import made, named_files
 from fiducial.app.summary import Retried, Tally
 from fiducial.core import registry
 from fiducial.core.errors import ConfigError
@@ -17,7 +16,8 @@ from fiducial.core.store import hash_file
 from fiducial.data.load import read_rows
 
 if TYPE_CHECKING:
-    from fiducial.app.loop import Loop, LoopOptions
+    from fiducial.app.loop import Loop
+    from fiducial.app.loop_options import LoopOptions
     from fiducial.models.local import LocalModel
 
 RESULTS = "results"
@@ -41,8 +41,7 @@ def discover(loop: Loop, number: int, attempts: Sequence[Attempt], model: LocalM
         return []
     options = loop.options.discover_options
     asked = {"model": model.fingerprint, "attempts": digest([a.id for a in attempts]), "seed": loop.options.seed}
-    files = {name: hash_file(Path(value)) for name, value in options.items() if isinstance(value, str) and Path(value).is_file()}
-    stage = loop.run.stage(f"discover-{number}", asked | {"maker": loop.options.discover, "options": options, "files": files})
+    stage = loop.run.stage(f"discover-{number}", asked | {"maker": loop.options.discover, "options": options, "files": named_files(options)})
     searching = maker(loop.options, str(stage.path / CASES))
     how = {"seed": loop.options.seed, "progress": loop.progress, "name": f"looking for weaknesses, round {number}"}
     found, loop.seconds[f"discover {number}"] = made(stage, stage.lines("groups", Group), searching, attempts, model, **how)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from fiducial.app.measure import machine, peak_memory, tally
 from fiducial.app.summary import Capability, Example, Point, Slice, Summary, Training
-from fiducial.core.intervals import Rate, mean, paired_difference
+from fiducial.core.intervals import Rate, mean, paired_rates
 from fiducial.core.records import Attempt, Decision, Evidence, Score, Weakness, digest
 from fiducial.data.load import NEAR_TWINS
 
@@ -93,9 +93,13 @@ def capability_change(before: Sequence[Score], after: Sequence[Score]) -> Eviden
     then, now = (next((s for s in scores if s.metric == "acc"), None) for scores in (before, after))
     if then is None or now is None or not _pairable(then, now) or len(then.items) < 2:
         return None
-    change = paired_difference(now.items, then.items)
-    low, high = change.interval()
-    return Evidence(name="capability", value=change.value, n=change.n, low=low, high=high, better="higher", baseline=then.value)
+    value, low, high = _change(now, then)
+    return Evidence(name="capability", value=value, n=len(now.items), low=low, high=high, better="higher", baseline=then.value)
+
+
+def _change(now: Score, then: Score) -> tuple[float, float, float]:
+    """Difference of two scores of the same items, each right or wrong, with its interval."""
+    return paired_rates([value > 0.5 for value in now.items], [value > 0.5 for value in then.items])
 
 
 def _pairable(then: Score, now: Score) -> bool:
@@ -168,9 +172,8 @@ def capability_rows(before: Sequence[Score], after: Sequence[Score] | None) -> l
         if now is None or not _pairable(then, now):
             rows.append(Capability(name=then.metric, n=then.n, before=then.value, after=now.value if now else None))
             continue
-        change = paired_difference(now.items, then.items)
-        low, high = change.interval()
-        rows.append(Capability(name=then.metric, n=then.n, before=then.value, after=now.value, change=change.value, low=low, high=high))
+        value, low, high = _change(now, then)
+        rows.append(Capability(name=then.metric, n=then.n, before=then.value, after=now.value, change=value, low=low, high=high))
     return rows
 
 

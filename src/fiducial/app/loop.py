@@ -10,110 +10,33 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
-
-from pydantic import BaseModel, ConfigDict, Field
+from typing import TYPE_CHECKING, Any, cast
 
 from fiducial.app import card
 from fiducial.app.cli.progress import Progress
-from fiducial.app.discovery import discover, maker, retry
-from fiducial.app.material import Material, material
-from fiducial.app.measure import capability, made, tally, tried
+from fiducial.app.discovery import discover, retry
+from fiducial.app.loop_options import LoopOptions, LoopTraining
+from fiducial.app.material import Material
+from fiducial.app.measure import capability, made, named_files, tally, tried
+from fiducial.app.named import Named
 from fiducial.app.summary import Candidate, Point, Retried
 from fiducial.core import registry
-from fiducial.core.errors import ConfigError, ModelError
+from fiducial.core.errors import ModelError
 from fiducial.core.ledger import Ledger
 from fiducial.core.records import Attempt, Evidence, Group, Prompt, Score, digest
-from fiducial.core.roles import Attack, Gate, Judge, Maker, Objective
+from fiducial.core.roles import Attack, Objective
 from fiducial.core.run import Run
 from fiducial.core.store import copy_tree, write_atomic
-from fiducial.training.options import TrainOptions
 
 if TYPE_CHECKING:
     from fiducial.models.base import Model
     from fiducial.models.local import LocalModel
 
 
-DEFAULT_MAKER = "align/failure_pairs"
 WITH_ADAPTER = 1.25
 """What the same measurement takes on a model with an adapter, against the base model."""
 REST = 10.0
 """Seconds for what is no stage: importing, putting the adapter on, saving, the report."""
-
-
-class LoopTraining(TrainOptions):
-    """How the loop trains: what a model of 135 million parameters needs to change its behaviour on about a thousand short groups."""
-
-    epochs: float = Field(default=3.0, gt=0)
-    """Passes over the groups."""
-    batch: int = Field(default=16, ge=1)
-    """Groups per optimizer step."""
-    learning_rate: float | None = Field(default=None, gt=0)
-    """Peak learning rate; by default the one among the `candidates`, else the objective's own."""
-    lora_depth: float = Field(default=0.4, gt=0, le=1)
-    """Share of the layers, from the top, that carry the adapter."""
-    minutes: None = None
-    """Set by the loop from its own budget."""
-    held_out: Literal[0] = 0
-    """The loop has a split for that."""
-    seed: Literal[0] = 0
-    """Set by the loop: its own seed decides."""
-
-
-class LoopOptions(BaseModel):
-    """Options of the loop; sections are written `gate.max_benign_refusal=0`, `train.epochs=3`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-    model: str = "smollm2"
-    """The model to repair."""
-    goals: str = "shipped"
-    """Harmful goals, with benign twins in a column `twin`: a file, or `shipped`."""
-    minutes: float = Field(default=8.0, gt=0)
-    """Time to spend. Another round begins only if it fits; the training schedule is shortened rather than the proof."""
-    rounds: int = Field(default=2, ge=1)
-    """Most repair rounds."""
-    seed: int = 0
-    """Decides every draw and order."""
-    attacks: tuple[str, ...] = ("attack/prefix_injection", "attack/refusal_suppression", "attack/persona")
-    """Attack families whose failures may be trained on, besides asking directly."""
-    held_out_attacks: tuple[str, ...] = ("attack/style_injection", "attack/past_tense", "attack/many_shot", "attack/payload_splitting")
-    """Attack families that only measure."""
-    held_out_goals: int = Field(default=160, ge=1)
-    """Held-out goals, each with its twin, that the proof asks directly; a fifth as many near twins; a third for validation."""
-    near_twins: float = Field(default=0.0, ge=0, le=1)
-    """Share of the repair split's near twins, harmless requests in nearly the words of a goal, that are learnt from. Then more of the held-out ones are
-    asked too, and `gate.max_near_twin_refusal=0.5` can limit them. It takes more minutes than the usual repair."""
-    per_family: int = Field(default=30, ge=1)
-    """Held-out goals tried under each attack. Half as many are trained on, an eighth validates."""
-    max_tokens: int = Field(default=16, ge=4)
-    """Length of an answer in trials, in tokens. Whether an answer refuses shows in its first words."""
-    judge: str = "oversee/compliance"
-    """Who says whether an answer complies."""
-    maker: str = DEFAULT_MAKER
-    """Who turns failures into training data."""
-    maker_options: dict[str, Any] | None = None
-    """Options of the maker. By default those that suit its default: failures weigh 0.75, and 1.6 where 0.6 of the near twins are learnt from; in other
-    languages than English 0.7 of that. A refusal begins in one way and an answer in many, so that the likeliest word refuses too often."""
-    discover: str = ""
-    """A maker that looks for further weaknesses in every round, such as align/weakness_discovery. Its repairs are trained on besides, and its
-    cases, of which half is held out, are tried again in the end. None by default: it takes minutes."""
-    discover_options: dict[str, Any] = Field(default_factory=dict)
-    """Options of that maker."""
-    objective: str = "auto"
-    """What is trained for; `auto` tries the candidates and takes the one that does best on validation prompts."""
-    objective_options: dict[str, Any] = Field(default_factory=dict)
-    """Options of an objective that is named."""
-    candidates: dict[str, float | None] = Field(default_factory=lambda: {"align/sft": 3e-3, "align/dpo": 1e-4, "align/exo": 3e-4}, min_length=1)
-    """Objectives to choose among, with the peak learning rate of each; for adapters on a model of 135 million parameters."""
-    pilot_steps: int = Field(default=8, ge=1)
-    """Optimizer steps by which candidates are compared."""
-    train: LoopTraining = LoopTraining()
-    """How to train."""
-    gate: dict[str, Any] = Field(default_factory=dict)
-    """Options of the gate govern/release."""
-    capability_items: int | None = Field(default=None, ge=1)
-    """First so many capability items; all by default."""
 
 
 @dataclass(slots=True)
@@ -130,34 +53,15 @@ def run_loop(options: LoopOptions, run: Run, progress: Progress) -> Result:
     return Loop(options, run, progress).go()
 
 
-class Loop:
+class Loop(Named):
     """One run of the loop: a method per stage, in the order in which they happen."""
 
     def __init__(self, options: LoopOptions, run: Run, progress: Progress) -> None:
-        self.options, self.run, self.progress = options, run, progress
-        self.judge = cast(Judge, registry.create(registry.card(options.judge, role="Judge").name))
-        self.material = material(options.goals)
-        if options.near_twins and not self.material["repair"].near:
-            raise ConfigError(f"{options.goals} has no near twins, which only shipped goals have", hint="leave out near_twins, or take goals=shipped")
-        self.maker = cast(Maker, registry.create(registry.card(options.maker, role="Maker").name, self._maker_options()))
-        self.objective: Objective | None = None
+        super().__init__(options)
+        self.run, self.progress = run, progress
+        self.ledger = Ledger(run.path.parent / "ledger.jsonl")
         self.candidates: tuple[Candidate, ...] = ()
         self.retried: tuple[Retried, ...] = ()
-        self._named_objectives()
-        if options.discover:
-            maker(options, "")
-        self.gate = cast(Gate, registry.create("govern/release", options.gate))
-        self.direct = cast(Attack, registry.create("attack/direct"))
-        self.attacks = [cast(Attack, registry.create(registry.card(name, role="Attack").name)) for name in options.attacks]
-        self.held_out = [cast(Attack, registry.create(registry.card(name, role="Attack").name)) for name in options.held_out_attacks]
-        families = [a.family for a in (self.direct, *self.attacks, *self.held_out)]
-        twice = sorted({f for f in families if families.count(f) > 1})
-        if twice:
-            raise ConfigError(
-                f"the attack families {twice} are named twice",
-                hint="asking directly is always trained on; name each other family once, in one of the two lists",
-            )
-        self.ledger = Ledger(run.path.parent / "ledger.jsonl")
         self.seconds: dict[str, float] = {}
         self.first: dict[tuple[str, str], Attempt] = {}
 
@@ -183,23 +87,6 @@ class Loop:
         after = self._measured("after", repaired) if best else before
         self.retried = retry(self, repaired) if best else ()
         return self._finish(base, repaired, before, after, points, rounds)
-
-    def _maker_options(self) -> dict[str, Any]:
-        """Those that were asked for, else what suits the default maker on this material."""
-        if self.options.maker != DEFAULT_MAKER or self.options.maker_options is not None:
-            return self.options.maker_options or {}
-        return {"failure_weight": round(0.75 + 17 / 12 * self.options.near_twins, 2), "other_languages": 0.7}
-
-    def _named_objectives(self) -> None:
-        """The objective that was asked for, or a look at the names of those to choose among. Raises ConfigError."""
-        asked = self.options
-        if asked.objective == "auto":
-            for name in asked.candidates:
-                registry.card(name, role="Objective")
-            if asked.objective_options:
-                raise ConfigError("objective_options need an objective that is named", hint="add objective=align/dpo, for example")
-        else:
-            self.objective = cast(Objective, registry.create(registry.card(asked.objective, role="Objective").name, asked.objective_options))
 
     # ---- stages
 
@@ -285,7 +172,8 @@ class Loop:
         return {"groups": digest([g.id for g in groups]), "model": model.fingerprint, "options": self._rated(objective), "objective": named}
 
     def _groups(self, number: int, attempts: Sequence[Attempt], model: Model) -> list[Group]:
-        stage = self.run.stage(f"make-{number}", {"attempts": digest([a.id for a in attempts]), "maker": {"name": self.maker.name} | self.maker.options()})
+        inputs = {"attempts": digest([a.id for a in attempts]), "maker": {"name": self.maker.name} | self.maker.options(), "seed": self.options.seed}
+        stage = self.run.stage(f"make-{number}", inputs | {"files": named_files(self.maker.options())})
         how = {"seed": self.options.seed, "progress": self.progress, "name": f"making groups, round {number}"}
         found, self.seconds[f"make {number}"] = made(stage, stage.lines("groups", Group), self.maker, attempts, model, **how)
         return list({g.id: g for g in found}.values())

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from fiducial.app.cli.progress import Progress
 from fiducial.app.summary import Tally
@@ -15,7 +15,7 @@ from fiducial.core import registry
 from fiducial.core.records import Attempt, Group, Prompt, Score, digest
 from fiducial.core.roles import Attack, Judge, Maker, Suite
 from fiducial.core.run import Run, Stage
-from fiducial.core.store import Lines
+from fiducial.core.store import Lines, hash_file
 from fiducial.models.base import Model, WhiteBox
 from fiducial.models.remembered import Call, Memory
 
@@ -90,6 +90,16 @@ def capability(run: Run, name: str, model: Model, *, items: int | None, seed: in
     return [Score.model_validate(s) for s in stage.result["scores"]], stage.result["seconds"]
 
 
+def named_files(options: Mapping[str, Any]) -> dict[str, str]:
+    """Hashes of the files that options name, by option: what was made of a file is made anew when it has changed."""
+    return {name: hash_file(value) for name, value in options.items() if isinstance(value, str) and Path(value).is_file()}
+
+
+def forget(stage: Stage) -> None:
+    """Drops the answers of a maker whose groups are complete."""
+    stage.lines("answers", Call).path.unlink(missing_ok=True)
+
+
 def made(
     stage: Stage, lines: Lines[Group], maker: Maker, attempts: Sequence[Attempt], model: Model, *, seed: int, progress: Progress, name: str
 ) -> tuple[list[Group], float]:
@@ -97,22 +107,21 @@ def made(
 
     A maker may decide by all that it saw before, so that one that was interrupted makes its groups again, from the answers that were kept.
     """
-    answers = stage.lines("answers", Call)
     if not stage.done:
         began = time.monotonic()
         lines.path.unlink(missing_ok=True)
-        with progress.task(name, len(attempts)) as task:
+        with progress.task(name) as task:  # groups are fewer than attempts, or more
 
             def keep(group: Group) -> None:
                 lines.append(group)
                 task.advance(1, figure=group.prompt.category)
 
-            groups = maker.make(attempts, Memory(answers).of(model), seed=seed, sink=keep)
+            groups = maker.make(attempts, Memory(stage.lines("answers", Call)).of(model), seed=seed, sink=keep)
             if not lines.path.exists():  # a maker need not use the sink
                 for group in groups:
                     keep(group)
         stage.finish({"groups": len(groups), "hash": digest([g.id for g in groups]), "seconds": time.monotonic() - began})
-    answers.path.unlink(missing_ok=True)
+    forget(stage)
     return lines.read(), stage.result.get("seconds", 0.0)
 
 

@@ -79,6 +79,9 @@ class RewardCard(Suite):
         if not self.data:
             raise ConfigError(f"{self.name} needs preferences", hint="name a held-out file with --data")
         judge = _headed(model)
+        for name in self.beside:  # a wrong one is found before anything is scored
+            with closing(model.beside(name)) as other:
+                _headed(other)
         groups = [g for g in read_groups(self.data)[:limit] if len(g.completions) > 1]
         items: list[dict[str, Any]] = []
         for chunk in chunks(groups):
@@ -137,14 +140,17 @@ class RewardCard(Suite):
 
     def _disagreement(self, model: LocalModel, groups: Sequence[Group], items: Sequence[dict[str, Any]]) -> list[Score]:
         """Share of pairs of a prompt's answers that two models order differently, over all pairs of models; mean over prompts."""
-        members = [[i["scores"] for i in items]]
+        members, fingerprints = [[i["scores"] for i in items]], []
         for name in self.beside:
-            with closing(_headed(model.beside(name))) as other:
+            with closing(model.beside(name)) as beside:
+                other = _headed(beside)
+                fingerprints.append(other.fingerprint)
                 members.append([row for chunk in chunks(groups) for row in _scored(other, *_asked(chunk))])
         if len(members) < 2:
             return []
         values = [_apart(rows) for rows in zip(*members, strict=True)]
-        whole = rate_score([], suite=self.name, metric="disagreement", better="lower", **self._marks(model, items))
+        marks = self._marks(model, items, scorer=f"{SCORER} beside {', '.join(sorted(fingerprints))}")
+        whole = rate_score([], suite=self.name, metric="disagreement", better="lower", **marks)
         return [whole.model_copy(update=_share(values))]
 
     def _edits(self, model: LocalModel, groups: Sequence[Group], items: Sequence[dict[str, Any]], sink: Sink) -> list[dict[str, Any]]:

@@ -63,15 +63,15 @@ def align(job: Job) -> int:
         if job.output.captured is not None:
             raise ConfigError("--preview trains nothing, and a recipe's step is to be done", hint="leave it out of the recipe")
         return preview(job, groups, objective, options)
-    if follows():
-        with closing(job.local()) as model:
-            train(model, groups, objective, options, folder=Path())
-        return 0
     # what a model says that learns to score is not what it is for
     why = "the model was trained to score, and is not asked for answers" if "scores" in objective.reads else ""
     if options.from_scratch:
         why = "training began with random weights, and there is no model before it to compare with"
     trained.refuse_proof(job, why=why)
+    if follows():
+        with closing(job.local()) as model:
+            train(model, groups, objective, options, folder=Path())
+        return 0
     with job.start() as run:
         job.begun(run)
         stage = trained.begin(run, {"data": hash_of(groups), "objective": [objective.name, objective.options()], "model": job.values["model"]})

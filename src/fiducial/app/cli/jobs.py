@@ -62,10 +62,11 @@ def keys(model: type[BaseModel], before: str = "") -> Iterator[tuple[str, str]]:
             yield f"{before}{name}", f"{' '.join((info.description or '').split())} [{default}]".strip()
 
 
-def options_command(name: str, model_path: str, runner_path: str, text: str, *, budgeted: bool = True) -> click.Command:
-    """The command `name`. `model_path` and `runner_path` are `module:attribute`, imported when they are needed.
+def options_command(name: str, model_path: str, ready_path: str, runner_path: str, text: str, *, budgeted: bool = True) -> click.Command:
+    """The command `name`. `model_path`, `ready_path` and `runner_path` are `module:attribute`, imported when they are needed.
 
-    The runner is called as `runner(options, run, progress)` inside the run and returns an Outcome.
+    The runner is called as `runner(options, run, progress)` inside the run and returns an Outcome. Before that, and before there is a run,
+    `ready(options)` raises for what cannot be used.
     """
     params: list[click.Parameter] = [
         click.Argument(["words"], nargs=-1, metavar="[MODEL] [KEY=VALUE]..."),
@@ -81,12 +82,12 @@ def options_command(name: str, model_path: str, runner_path: str, text: str, *, 
 
     @click.pass_context
     def callback(context: click.Context, /, **values: Any) -> int:
-        return _perform(name, imported(model_path), runner_path, output_of(context), values)
+        return _perform(name, imported(model_path), (ready_path, runner_path), output_of(context), values)
 
     return OptionsCommand(name, params=params, callback=callback, help=text, model_path=model_path)
 
 
-def _perform(name: str, model: type[BaseModel], runner_path: str, output: Output, values: dict[str, Any]) -> int:
+def _perform(name: str, model: type[BaseModel], paths: tuple[str, str], output: Output, values: dict[str, Any]) -> int:
     from fiducial.core.config import given, load_recipe, resolve, show
     from fiducial.core.run import Run
 
@@ -102,6 +103,8 @@ def _perform(name: str, model: type[BaseModel], runner_path: str, output: Output
     if values["show_config"]:
         output.result({"options": options, "given": asked}, show(options, origins).rstrip("\n"))
         return 0
+    ready, runner = map(imported, paths)
+    ready(options)
     run = resumed or Run.create(name, options.model_dump(mode="json"), asked, int(getattr(options, "seed", 0)))
     output.run, output.resume = run.id, output.to_resume([name], run.id)
     progress = progress_for(quiet=output.quiet)
@@ -109,7 +112,7 @@ def _perform(name: str, model: type[BaseModel], runner_path: str, output: Output
     with run:
         if resumed:
             run.revise(options.model_dump(mode="json"), asked, int(getattr(options, "seed", 0)))
-        outcome: Outcome = imported(runner_path)(options, run, progress)
+        outcome: Outcome = runner(options, run, progress)
     output.result(outcome.data, *outcome.lines)
     return 0 if values["exit_zero"] else outcome.exit_code
 
@@ -146,13 +149,15 @@ def _paths(value: Any, key: tuple[str | int, ...]) -> Iterator[tuple[str | int, 
 
 loop = options_command(
     "loop",
-    "fiducial.app.loop:LoopOptions",
+    "fiducial.app.loop_options:LoopOptions",
+    "fiducial.app.named:Named",
     "fiducial.app.loop:run_loop",
     "Find the weaknesses of MODEL (the embedded one by default), repair them, prove the repair on held-out goals and attacks, decide at a gate, and report.",
 )
 check = options_command(
     "check",
     "fiducial.app.check:CheckOptions",
+    "fiducial.app.check:ready",
     "fiducial.app.check:run_check",
     "Find the weaknesses of MODEL (the embedded one by default), and report. Exit code 1 when there are some.",
     budgeted=False,

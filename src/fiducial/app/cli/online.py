@@ -74,11 +74,11 @@ def learn(job: Job) -> int:
     task = _task(job)
     objective = cast(Objective, job.method())
     data = digest([p.id for p in task.prompts])
+    trained.refuse_proof(job)
     if follows():
         with closing(job.local()) as model:
             trained_by(model, task, objective, training, online, folder=Path())
         return 0
-    trained.refuse_proof(job)
     with job.start() as run:
         job.begun(run)
         what = {"prompts": data, "objective": [objective.name, objective.options()], "rewards": _plain(task), "model": job.values["model"]}

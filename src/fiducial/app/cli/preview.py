@@ -37,10 +37,13 @@ OPEN, CLOSE = "[[", "]]"
 def preview(job: Job, groups: Sequence[Group], objective: Objective, options: TrainOptions) -> int:
     """Shows it; makes no run and keeps nothing."""
     from fiducial.training.loop import planned_steps, read
+    from fiducial.training.scratch import begin_from_scratch
 
     if several():
         raise ConfigError("--preview looks at a training in one process, and several were started", hint="call it without torchrun")
     with closing(job.local()) as model:
+        if options.from_scratch or options.sizes:
+            begin_from_scratch(model, options)
         data, held = read(model, groups, objective, options)
         found: dict[str, Any] = {
             "groups": len(data.groups),
@@ -91,11 +94,11 @@ def _lines(number: int, rows: Sequence[dict[str, Any]]) -> list[str]:
 
 def _costs(cost: dict[str, Any], steps: int, options: TrainOptions) -> list[str]:
     less = ["a smaller --max-length"]
-    if not options.lora_rank:
+    if not options.lora_rank and not options.from_scratch:
         less.append("an adapter (--lora-rank 16)")
-    elif options.lora_depth > 0.5:
+    elif options.lora_rank and options.lora_depth > 0.5:
         less.append("--lora-depth 0.5")
-    if not cost:
+    if not cost["fits"]:
         return [f"two steps do not fit into memory; try {', or '.join(less)}"]
     each = cost["seconds_per_step"]
     memory = f"memory at its peak: {cost['memory_mib']} MiB" if cost["memory_mib"] else "memory: not known on this system"
@@ -120,7 +123,7 @@ def _tried(data: Data, groups: Sequence[Group], options: TrainOptions) -> list[G
 
 
 def _cost(model: LocalModel, groups: Sequence[Group], objective: Objective, options: TrainOptions, done: Any) -> dict[str, Any]:
-    """Seconds, tokens and memory of two steps, and how many weights they move; nothing where they do not fit. The model is not what it was afterwards."""
+    """Seconds, tokens and memory of two steps, and how many weights they move; where they do not fit, that alone. The model is another one afterwards."""
     import torch
 
     from fiducial.training.loop import train
@@ -141,9 +144,10 @@ def _cost(model: LocalModel, groups: Sequence[Group], objective: Objective, opti
         with TemporaryDirectory() as folder:
             result = train(model, groups, objective, options.model_copy(update=changed), folder=Path(folder), report=report)
     except torch.OutOfMemoryError:
-        return {}
+        return {"fits": False}
     weights = list(model.module.parameters())
     return {
+        "fits": True,
         "seconds_per_step": at[1] - at[0],  # the first one warms up
         "fed": result.tokens,
         "naive": result.naive_tokens,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fiducial.app.cli.job import Job
-from fiducial.app.proving import FEWEST, Proof
+from fiducial.app.proving import LEAST, Proof
 from fiducial.core.errors import ConfigError
 from fiducial.core.run import masked, several
 from fiducial.core.store import write_atomic
@@ -58,16 +58,16 @@ class Kept:
 
 def prove() -> click.Option:
     """The option that every kind of training has."""
-    text = "Ask so many held-out goals (30 or more), their twins, ordinary prompts and the capability items before and after training, for the report card; "
-    text += "with 100 a rate is known to about ten points. [default: 0, not measured]"
+    text = "Ask so many held-out goals (35 or more, as far as there are such), their twins, ordinary prompts and the capability items before and after "
+    text += "training, for the report card; with 100 a rate is known to about ten points. [default: 0, not measured]"
     return click.Option(["--prove"], type=click.IntRange(min=0), default=0, metavar="N", help=text)
 
 
 def refuse_proof(job: Job, *, why: str = "") -> None:
     """Raises ConfigError where --prove asks too little, or where `why` says that the model cannot be asked. For use before there is a run."""
     count = job.values["prove"]
-    if 0 < count < FEWEST:
-        raise ConfigError(f"--prove {count} asks too little to measure anything", hint=f"give {FEWEST} or more; with 100 a rate is known to about ten points")
+    if 0 < count < LEAST:
+        raise ConfigError(f"--prove {count} asks too little to measure anything", hint=f"give {LEAST} or more; with 100 a rate is known to about ten points")
     if count and (why or several()):
         raise ConfigError(f"--prove asks the model before and after training, but {why or 'several processes train here'}", hint="leave it out")
 

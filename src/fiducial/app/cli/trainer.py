@@ -12,6 +12,7 @@ from fiducial.app.cli import trained
 from fiducial.app.cli.aligning import report_training
 from fiducial.app.cli.job import Job, Stage
 from fiducial.app.cli.making import groups_from
+from fiducial.app.measure import named_files
 from fiducial.app.proving import proved
 from fiducial.core.errors import ConfigError, DataError, ModelError
 from fiducial.core.roles import Trainer
@@ -47,7 +48,7 @@ def train(job: Job) -> int:
         job.begun(run)
         data = source if isinstance(source, Path) else _written(run, source)
         hashed = hash_file(data)
-        inputs = {"data": hashed, "options": method.options(), "files": _files(method), "model": job.values["model"]}
+        inputs = {"data": hashed, "options": method.options(), "files": named_files(method.options()), "model": job.values["model"]}
         stage = trained.begin(run, inputs)
         proof = trained.proof(job, run)
         with closing(job.white_box()) as model:
@@ -99,13 +100,6 @@ def _written(run: Run, groups: list[Group]) -> Path:
     target = run.folder("data") / "groups.jsonl"
     write_groups(target, groups)
     return target
-
-
-def _files(method: Trainer) -> dict[str, str]:
-    """Hashes of the files that the method's options name."""
-    from fiducial.core.store import hash_file
-
-    return {name: hash_file(value) for name, value in method.options().items() if isinstance(value, str) and Path(value).is_file()}
 
 
 TRAINER = Stage(train, _options, resumable=True)
