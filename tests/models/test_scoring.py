@@ -87,6 +87,25 @@ def test_a_refused_back_end_cannot_be_forced(architecture):
         Engine(tiny(architecture), backend="tree")
 
 
+def test_a_model_that_makes_a_flat_mask_of_that_of_a_packed_row_is_refused(monkeypatch):
+    """A mask of two dimensions says which places are padding, and lets strangers of one row see each other."""
+    model, paths = tiny("llama"), questions()
+    with torch.no_grad():
+        truth, _ = alone(model, paths)
+    inner = model.model.forward
+
+    def flat(*args, attention_mask=None, **more):
+        if attention_mask is not None and attention_mask.ndim == 4:
+            attention_mask = torch.ones(attention_mask.shape[0], attention_mask.shape[-1], dtype=torch.long)
+        return inner(*args, attention_mask=attention_mask, **more)
+
+    monkeypatch.setattr(model.model, "forward", flat)
+    with pytest.raises(ModelError, match="cannot run packed rows"):
+        Engine(model, backend="tree")
+    assert Engine(model).backend != "tree"
+    assert (Engine(model).score(paths).edge_logp - truth).abs().max() < 1e-5
+
+
 def test_the_best_accepted_back_end_is_taken():
     assert [Engine(tiny(name)).backend for name in ("llama", "mpt", "mamba2")] == ["tree", "kv", "padded"]
 
