@@ -89,7 +89,7 @@ def test_a_refused_back_end_cannot_be_forced(architecture):
 
 def test_a_model_that_makes_a_flat_mask_of_that_of_a_packed_row_is_refused(monkeypatch):
     """A mask of two dimensions says which places are padding, and lets strangers of one row see each other."""
-    model, paths = tiny("llama"), questions()
+    model, paths = copy.deepcopy(tiny("llama")), questions()
     with torch.no_grad():
         truth, _ = alone(model, paths)
     inner = model.model.forward
