@@ -33,6 +33,7 @@ def ours(objective, reference, tmp_path):
         patch.setattr(updates.Trainables, "publish", lambda self: kept.update({n: m.grad.clone() for n, m in self.masters.items() if m.grad is not None}))
         patch.setattr(loop, "batch", lambda step, count, options: list(range(count)))
         patch.setattr(loop, "_reference", table)
+        patch.setattr(updates, "APART", float("inf"))
         patch.setattr(loop, "_mismatched", lambda model, data, *_: [reference.score(data.mismatched(range(len(ROWS)))).path_logp])
         result = train(tiny(), groups(), objective, TrainOptions(batch=4, lora_rank=0, learning_rate=1e-9, clip=1e9), folder=tmp_path)
     return result.history[0]["loss"], kept, result.history[0].get("reference_point")

@@ -27,17 +27,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from itertools import combinations
 from math import inf, isnan
 from statistics import fmean, pstdev
 from typing import TYPE_CHECKING, Any, Literal, final
 
-from fiducial.core.errors import ConfigError, DataError, ModelError
-from fiducial.core.intervals import best_of_n, bootstrap, spearman
+from fiducial.core.errors import ConfigError, DataError
+from fiducial.core.intervals import bootstrap
 from fiducial.core.records import Completion, Conversation, Group, Score
 from fiducial.core.roles import Sink, Suite, SuiteResult, ignore
 from fiducial.data.formats import read_groups
 from fiducial.evaluate.base import chunks, fingerprint, mean_score, rate_score
+from fiducial.evaluate.heads import GOLD, agreement, apart, asked, headed, laid_out, scored
 from fiducial.evaluate.perturbations import SPOILING, planned
 
 if TYPE_CHECKING:
@@ -49,8 +49,6 @@ if TYPE_CHECKING:
 
 SHAPES = {"calibration_error": (0.0, 1.0), "margin": (-inf, inf), "length_correlation": (-1.0, 1.0)}
 """Figures that are no shares, with their bounds."""
-GOLD = {"gold_correlation": (-1.0, 1.0), "gold_gain": (-inf, inf)}
-"""The same, over prompts with several rewarded answers."""
 SCORER = "score-head-1"
 EDITOR = "perturbations-1"
 """Of figures about edited answers."""
@@ -78,17 +76,17 @@ class RewardCard(Suite):
         """Scores as named above. Raises ConfigError without a file, ModelError for a model without a head, DataError where no pair is ordered."""
         if not self.data:
             raise ConfigError(f"{self.name} needs preferences", hint="name a held-out file with --data")
-        judge = _headed(model)
+        judge = headed(model)
         for name in self.beside:  # a wrong one is found before anything is scored
             with closing(model.beside(name)) as other:
-                _headed(other)
+                headed(other)
         groups = [g for g in read_groups(self.data)[:limit] if len(g.completions) > 1]
         items: list[dict[str, Any]] = []
         for chunk in chunks(groups):
-            for group, values in zip(chunk, _scored(judge, *_asked(chunk)), strict=True):
+            for group, values in zip(chunk, scored(judge, *asked(chunk)), strict=True):
                 items.append({"id": group.id, "category": group.prompt.category, "prompt": group.prompt.text, "scores": values})
                 sink(items[-1])
-        parts, scores = _laid_out(judge, groups, [i["scores"] for i in items])
+        parts, scores = laid_out(judge, groups, [i["scores"] for i in items])
         right = _right(scores, parts, self.labels)
         for item, value in zip(items, right, strict=True):
             item["right"] = value
@@ -129,7 +127,7 @@ class RewardCard(Suite):
 
     def _gold(self, model: LocalModel, groups: Sequence[Group], items: Sequence[dict[str, Any]]) -> list[Score]:
         """How far scores agree with the rewards in the data."""
-        each = [(item, said) for group, item in zip(groups, items, strict=True) if (said := _agreement(group, item["scores"]))]
+        each = [(item, said) for group, item in zip(groups, items, strict=True) if (said := agreement(group, item["scores"]))]
         spread = bootstrap(lambda rows: {name: fmean(each[r][1][name] for r in rows) for name in GOLD}, len(each))
         found = []
         for name, bounds in GOLD.items() if each else ():
@@ -143,12 +141,12 @@ class RewardCard(Suite):
         members, fingerprints = [[i["scores"] for i in items]], []
         for name in self.beside:
             with closing(model.beside(name)) as beside:
-                other = _headed(beside)
+                other = headed(beside)
                 fingerprints.append(other.fingerprint)
-                members.append([row for chunk in chunks(groups) for row in _scored(other, *_asked(chunk))])
+                members.append([row for chunk in chunks(groups) for row in scored(other, *asked(chunk))])
         if len(members) < 2:
             return []
-        values = [_apart(rows) for rows in zip(*members, strict=True)]
+        values = [apart(rows) for rows in zip(*members, strict=True)]
         marks = self._marks(model, items, scorer=f"{SCORER} beside {', '.join(sorted(fingerprints))}")
         whole = rate_score([], suite=self.name, metric="disagreement", better="lower", **marks)
         return [whole.model_copy(update=_share(values))]
@@ -163,7 +161,7 @@ class RewardCard(Suite):
         known = list(good.values())
         found: list[dict[str, Any]] = []
         for chunk in chunks(planned([(g, c) for g, c, _ in known], self.edits)):
-            after = _scored(model, [(known[e.of][0], e.completion) for e in chunk], [1] * len(chunk))
+            after = scored(model, [(known[e.of][0], e.completion) for e in chunk], [1] * len(chunk))
             for (kind, of, made), (value,) in zip(chunk, after, strict=True):
                 group, _, before = known[of]
                 found.append({"id": group.id, "edit": kind, "answer": made.text, "scores": [before, value]})
@@ -200,74 +198,12 @@ class RewardCard(Suite):
         return {"model": model.fingerprint, "fingerprint": fingerprint(model, data=ids, form=["chat", self.labels], scorer=scorer, scored=ids)}
 
 
-def _headed(model: Model) -> LocalModel:
-    from fiducial.models.local import LocalModel
-    from fiducial.models.scorehead import BY_STEPS, BY_TOKENS
-
-    if not isinstance(model, LocalModel) or model.head is None:
-        raise ModelError(f"{model.uri} has no score head", hint="give run:ID of a run of fiducial align reward_model")
-    elsewhere = ({BY_STEPS: "at the end of each step"} | dict.fromkeys(BY_TOKENS, "before each token")).get(model.head.trained_by)
-    if elsewhere:
-        hint = "give a reward or cost model; a process model is tried by fiducial evaluate best_of_n, option --reward"
-        raise ModelError(f"{model.uri} was trained by {model.head.trained_by} to be read {elsewhere}, not at the end of an answer", hint=hint)
-    return model
-
-
-def _asked(groups: Sequence[Group]) -> tuple[list[tuple[Group, Completion]], list[int]]:
-    """All answers of some groups, and how many each has."""
-    return [(g, c) for g in groups for c in g.completions], [len(g.completions) for g in groups]
-
-
-def _scored(model: LocalModel, answers: Sequence[tuple[Group, Completion]], sizes: Sequence[int]) -> list[list[float]]:
-    """Scores of the answers, higher = better, in lists of the given sizes."""
-    from fiducial.models.scorehead import scores
-
-    assert model.head is not None
-    sign = 1.0 if model.head.higher_is == "better" else -1.0
-    values = iter(scores(model, [model.encode(g.prompt.messages, c.text, end=c.finish != "length")[0] for g, c in answers]).tolist()) if answers else iter(())
-    return [[sign * next(values) for _ in range(size)] for size in sizes]
-
-
-def _laid_out(model: LocalModel, groups: Sequence[Group], rows: Sequence[list[float]]) -> tuple[GroupLogProbs, Tensor]:
-    """The groups as objectives see them, and their scores, [G, K]."""
-    import torch
-
-    from fiducial.training.objective import layout
-
-    encoded = [[model.encode(g.prompt.messages, c.text, end=c.finish != "length") for c in g.completions] for g in groups]
-    parts = layout(groups, [[len(ids) - start for ids, start in row] for row in encoded])
-    scores = torch.zeros(parts.mask.shape)
-    for i, row in enumerate(rows):
-        scores[i, : len(row)] = torch.tensor(row)
-    return parts, scores
-
-
 def _right(scores: Tensor, parts: GroupLogProbs, labels: str) -> list[float | None]:
     """Of each prompt, the share of ordered pairs that the scores order as the labels do; None where no pair is ordered."""
     from fiducial.training.scorecard import figures
 
     shares = [figures(scores[[i]], parts.select([i]), labels).get("accuracy") for i in range(len(scores))]
     return [None if share is None or isnan(share) else share for share in shares]
-
-
-def _agreement(group: Group, scores: Sequence[float]) -> dict[str, float]:
-    """Figures of `GOLD` for one prompt; none for fewer than three answers of known rewards that differ: of two, accuracy says it all."""
-    known = [(score, gold) for score, gold in zip(scores, group.rewards or (), strict=False) if gold is not None]
-    proxy, gold = [score for score, _ in known], [gold for _, gold in known]
-    if len(known) < 3 or len(set(gold)) < 2:
-        return {}
-    return {"gold_correlation": spearman(proxy, gold), "gold_gain": best_of_n(proxy, gold, len(gold)) - fmean(gold)}
-
-
-def _apart(rows: Sequence[Sequence[float]]) -> float:
-    """Of the pairs of one prompt's answers, the share that two of the models order differently, mean over pairs of models; what only one has level is half."""
-    return fmean(
-        abs(_sign(one[i] - one[j]) - _sign(other[i] - other[j])) / 2 for one, other in combinations(rows, 2) for i, j in combinations(range(len(one)), 2)
-    )
-
-
-def _sign(value: float) -> int:
-    return (value > 0) - (value < 0)
 
 
 def _best(group: Group, labels: str) -> int:
