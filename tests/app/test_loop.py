@@ -335,7 +335,7 @@ def test_decisions_of_the_clock_are_kept_unless_the_limits_change(options, tmp_p
 def test_another_round_needs_the_time_that_the_proof_is_given(options, tmp_path):
     made = loop.Loop(options.model_copy(update={"minutes": 10.0}), start(options, tmp_path), NoProgress())
     made.seconds = {"before": 100.0, "validate 0": 20.0}
-    assert made._minutes_for_training() == pytest.approx((600 - 120 - 1.25 * 120 - loop.REST) / 60)
+    assert made._minutes_for_training() == pytest.approx((600 - 120 - loop.WITH_ADAPTER * 120 - loop.REST) / 60)
     made.seconds |= {"find 1": 100.0, "train 1": 100.0, "validate 1": 20.0}
     points = [point(10, 10, 0), point(9, 10, 0)]
     # spent 340, another such round 220, and the proof with an adapter and the rest 140
