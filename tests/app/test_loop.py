@@ -338,9 +338,9 @@ def test_another_round_needs_the_time_that_the_proof_is_given(options, tmp_path)
     assert made._minutes_for_training() == pytest.approx((600 - 120 - loop.WITH_ADAPTER * 120 - loop.REST) / 60)
     made.seconds |= {"find 1": 100.0, "train 1": 100.0, "validate 1": 20.0}
     points = [point(10, 10, 0), point(9, 10, 0)]
-    # spent 340, another such round 220, and the proof with an adapter and the rest 155
+    # spent 340, another such round 220, and the proof with an adapter and the rest 135
     assert not made._worth_another(points, [{}])
-    made.options = options.model_copy(update={"minutes": 716 / 60})
+    made.options = options.model_copy(update={"minutes": 696 / 60})
     assert made._worth_another(points, [{}])
 
 
