@@ -81,12 +81,7 @@ def align(job: Job) -> int:
             watch = None if why else FreshSamples(model, trained.looked_at(), base=before, seed=options.seed)
             if proof:
                 proof.ask("before", model)
-            with job.progress.task(job.card.name) as task:
-
-                def report(step: int, steps: int, figures: dict[str, float]) -> None:
-                    run.metrics(figures, step=step)
-                    task.advance(1, figure=f"step {step} of {steps}, loss {figures['loss']:.4g}")
-
+            with trained.reporting(job, run) as report:
                 stops = watch if options.watch_every else None
                 result = train(model, groups, objective, options, folder=stage.folder("checkpoints"), report=report, watch=stops)
             folder, fingerprint = trained.save(run, model)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -75,6 +75,18 @@ def refuse_proof(job: Job, *, why: str = "") -> None:
 def proof(job: Job, run: Run) -> Proof | None:
     """What --prove asks; None without it."""
     return Proof(run, job.values["prove"], seed=int(job.values.get("seed") or 0), progress=job.progress) if job.values["prove"] else None
+
+
+@contextmanager
+def reporting(job: Job, run: Run) -> Iterator[Callable[[int, int, dict[str, float]], None]]:
+    """What a loop on data is given to report its steps by: the figures go into the run, the step and the loss into the progress."""
+    with job.progress.task(job.card.name) as task:
+
+        def report(step: int, steps: int, figures: dict[str, float]) -> None:
+            run.metrics(figures, step=step)
+            task.advance(1, figure=f"step {step} of {steps}, loss {figures['loss']:.4g}")
+
+        yield report
 
 
 def begin(run: Run, inputs: Mapping[str, Any], name: str = "train") -> Stage:

@@ -59,12 +59,7 @@ def train(job: Job) -> int:
             watch = FreshSamples(model, trained.looked_at())
             if proof:
                 proof.ask("before", model)
-            with job.progress.task(job.card.name) as task:
-
-                def report(step: int, steps: int, figures: dict[str, float]) -> None:
-                    run.metrics(figures, step=step)
-                    task.advance(1, figure=f"step {step} of {steps}, loss {figures['loss']:.4g}")
-
+            with trained.reporting(job, run) as report:
                 made, result, settings = method.train(model, data, folder=stage.folder("checkpoints"), report=report)
             folder, _ = trained.save(run, made)
             why = "the model was trained to score, and is not asked for answers" if made.head is not None else ""
