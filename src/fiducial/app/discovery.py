@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
-from fiducial.app.measure import made, named_files
+from fiducial.app.making import make_groups, named_files
 from fiducial.app.summary import Retried, Tally
 from fiducial.core import registry
 from fiducial.core.errors import ConfigError
@@ -44,7 +44,7 @@ def discover(loop: Loop, number: int, attempts: Sequence[Attempt], model: LocalM
     stage = loop.run.stage(f"discover-{number}", asked | {"maker": loop.options.discover, "options": options, "files": named_files(options)})
     searching = maker(loop.options, str(stage.path / CASES))
     how = {"seed": loop.options.seed, "progress": loop.progress, "name": f"looking for weaknesses, round {number}"}
-    found, loop.seconds[f"discover {number}"] = made(stage, stage.lines("groups", Group), searching, attempts, model, **how)
+    found, loop.seconds[f"discover {number}"] = make_groups(stage, stage.lines("groups", Group), searching, attempts, model, **how)
     return found
 
 

@@ -16,9 +16,10 @@ from fiducial.app import card
 from fiducial.app.cli.progress import Progress
 from fiducial.app.discovery import discover, retry
 from fiducial.app.loop_options import LoopOptions, LoopTraining
+from fiducial.app.loop_setup import LoopSetup
+from fiducial.app.making import make_groups, named_files
 from fiducial.app.material import Material
-from fiducial.app.measure import capability, made, named_files, tally, tried
-from fiducial.app.named import Named
+from fiducial.app.measure import capability, tally, tried
 from fiducial.app.summary import Candidate, Point, Retried
 from fiducial.core import registry
 from fiducial.core.errors import ModelError
@@ -53,7 +54,7 @@ def run_loop(options: LoopOptions, run: Run, progress: Progress) -> Result:
     return Loop(options, run, progress).go()
 
 
-class Loop(Named):
+class Loop(LoopSetup):
     """One run of the loop: a method per stage, in the order in which they happen."""
 
     def __init__(self, options: LoopOptions, run: Run, progress: Progress) -> None:
@@ -175,7 +176,7 @@ class Loop(Named):
         inputs = {"attempts": digest([a.id for a in attempts]), "maker": {"name": self.maker.name} | self.maker.options(), "seed": self.options.seed}
         stage = self.run.stage(f"make-{number}", inputs | {"files": named_files(self.maker.options())})
         how = {"seed": self.options.seed, "progress": self.progress, "name": f"making groups, round {number}"}
-        found, self.seconds[f"make {number}"] = made(stage, stage.lines("groups", Group), self.maker, attempts, model, **how)
+        found, self.seconds[f"make {number}"] = make_groups(stage, stage.lines("groups", Group), self.maker, attempts, model, **how)
         return list({g.id: g for g in found}.values())
 
     def _train(

@@ -1,23 +1,22 @@
-"""What runs do with a model and keep as it comes: trials, capability items, groups made of attempts; how trials are counted, and on what machine."""
+"""What runs measure and keep as it comes: trials, capability items; how trials are counted, on what machine, and in how much memory."""
 
 from __future__ import annotations
 
 import os
 import platform
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 from fiducial.app.cli.progress import Progress
 from fiducial.app.summary import Tally
 from fiducial.core import registry
-from fiducial.core.records import Attempt, Group, Prompt, Score, digest
-from fiducial.core.roles import Attack, Judge, Maker, Suite
-from fiducial.core.run import Run, Stage
-from fiducial.core.store import Lines, hash_file
+from fiducial.core.records import Attempt, Prompt, Score, digest
+from fiducial.core.roles import Attack, Judge, Suite
+from fiducial.core.run import Run
+from fiducial.core.store import Lines
 from fiducial.models.base import Model, WhiteBox
-from fiducial.models.remembered import Call, Memory
 
 TOGETHER = 512
 """Prompts that a model whose weights are here is asked at once; about what one batch of short prompts holds."""
@@ -88,41 +87,6 @@ def capability(run: Run, name: str, model: Model, *, items: int | None, seed: in
             task.advance(1, figure=", ".join(f"{s.metric} {s.value:.0%}" for s in found.scores[:1]))
         stage.finish({"scores": [s.model_dump(mode="json") for s in found.scores], "seconds": time.monotonic() - began})
     return [Score.model_validate(s) for s in stage.result["scores"]], stage.result["seconds"]
-
-
-def named_files(options: Mapping[str, Any]) -> dict[str, str]:
-    """Hashes of the files that options name, by option: what was made of a file is made anew when it has changed."""
-    return {name: hash_file(value) for name, value in options.items() if isinstance(value, str) and Path(value).is_file()}
-
-
-def forget(stage: Stage) -> None:
-    """Drops the answers of a maker whose groups are complete."""
-    stage.lines("answers", Call).path.unlink(missing_ok=True)
-
-
-def made(
-    stage: Stage, lines: Lines[Group], maker: Maker, attempts: Sequence[Attempt], model: Model, *, seed: int, progress: Progress, name: str
-) -> tuple[list[Group], float]:
-    """The groups that a maker makes of attempts, as a stage of the run, and the seconds they took; each is written into `lines` as it comes.
-
-    A maker may decide by all that it saw before, so that one that was interrupted makes its groups again, from the answers that were kept.
-    """
-    if not stage.done:
-        began = time.monotonic()
-        lines.path.unlink(missing_ok=True)
-        with progress.task(name) as task:  # groups are fewer than attempts, or more
-
-            def keep(group: Group) -> None:
-                lines.append(group)
-                task.advance(1, figure=group.prompt.category)
-
-            groups = maker.make(attempts, Memory(stage.lines("answers", Call)).of(model), seed=seed, sink=keep)
-            if not lines.path.exists():  # a maker need not use the sink
-                for group in groups:
-                    keep(group)
-        stage.finish({"groups": len(groups), "hash": digest([g.id for g in groups]), "seconds": time.monotonic() - began})
-    forget(stage)
-    return lines.read(), stage.result.get("seconds", 0.0)
 
 
 def _batches(model: Model, prompts: Sequence[Prompt], left: Sequence[Prompt]) -> Iterator[Sequence[Prompt]]:

@@ -150,7 +150,7 @@ def _paths(value: Any, key: tuple[str | int, ...]) -> Iterator[tuple[str | int, 
 loop = options_command(
     "loop",
     "fiducial.app.loop_options:LoopOptions",
-    "fiducial.app.named:Named",
+    "fiducial.app.loop_setup:LoopSetup",
     "fiducial.app.loop:run_loop",
     "Find the weaknesses of MODEL (the embedded one by default), repair them, prove the repair on held-out goals and attacks, decide at a gate, and report.",
 )

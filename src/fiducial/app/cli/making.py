@@ -12,7 +12,7 @@ import click
 
 from fiducial.app.cli import trained
 from fiducial.app.cli.job import Job, Stage, records
-from fiducial.app.measure import forget, made
+from fiducial.app.making import forget, make_groups
 from fiducial.core.errors import DataError
 from fiducial.core.intervals import mean
 from fiducial.core.records import Attempt, Group, Prompt, digest
@@ -50,7 +50,7 @@ def make(job: Job) -> int:
         lines = run.lines("groups", Group)
         if not stage.done:
             with closing(job.model()) as model:
-                made(stage, lines, method, attempts, model, seed=job.values["seed"], progress=job.progress, name=job.card.name)
+                make_groups(stage, lines, method, attempts, model, seed=job.values["seed"], progress=job.progress, name=job.card.name)
         forget(stage)
         number = stage.result["groups"]
         job.log(run, "data", {"data": [stage.result["hash"]], "groups": number, "attempts": len(attempts)})

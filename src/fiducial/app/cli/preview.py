@@ -8,7 +8,7 @@ Time and memory are those of two steps that are really made, on a model that is 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -105,7 +105,7 @@ def _costs(cost: dict[str, Any], steps: int, options: TrainOptions) -> list[str]
     return [
         f"a step took {each:.2g} s here, so the steps alone would take about {duration(each * steps)}" + (" of --minutes" if options.minutes else ""),
         f"weights that train: {cost['trained'] / 1e6:.3g} of {cost['weights'] / 1e6:.3g} million",
-        f"tokens that were saved by sharing what prompts have in common: {1 - cost['fed'] / cost['naive']:.0%}",
+        f"tokens that the network was fed: {cost['fed']} of {cost['naive']}; what several begin with once, and no last one",
         f"{memory}; for less: {', or '.join(less)}",
     ]
 
@@ -122,7 +122,7 @@ def _tried(data: Data, groups: Sequence[Group], options: TrainOptions) -> list[G
     return [given[data.names[g]] for g in chosen]
 
 
-def _cost(model: LocalModel, groups: Sequence[Group], objective: Objective, options: TrainOptions, done: Any) -> dict[str, Any]:
+def _cost(model: LocalModel, groups: Sequence[Group], objective: Objective, options: TrainOptions, done: Callable[[int], None]) -> dict[str, Any]:
     """Seconds, tokens and memory of two steps, and how many weights they move; where they do not fit, that alone. The model is another one afterwards."""
     import torch
 

@@ -12,7 +12,7 @@ from fiducial.app.cli import trained
 from fiducial.app.cli.aligning import report_training
 from fiducial.app.cli.job import Job, Stage
 from fiducial.app.cli.making import groups_from
-from fiducial.app.measure import named_files
+from fiducial.app.making import named_files
 from fiducial.app.proving import proved
 from fiducial.core.errors import ConfigError, DataError, ModelError
 from fiducial.core.roles import Trainer

@@ -12,8 +12,8 @@ from fiducial.core.errors import ConfigError
 from fiducial.core.roles import Attack, Gate, Judge, Maker, Objective
 
 
-class Named:
-    """Raises ConfigError or DataError for what cannot be used."""
+class LoopSetup:
+    """Goals and methods of a loop. Raises ConfigError or DataError for what cannot be used."""
 
     def __init__(self, options: LoopOptions) -> None:
         self.options = options
