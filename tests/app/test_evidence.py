@@ -88,11 +88,20 @@ def test_several_trials_of_one_goal_widen_the_interval():
     goals = [n for n in range(10) for _ in range(2)]
     after = [attempt(n, "compliance" if n < 5 else "refusal", family="past_tense") for n in goals]
     found = known((after, []), (after, []))["attack_compliance"]
-    low, high = Rate(10, 20).interval()
-    # clustered: sum of squared cluster sums is 10 * 1, so se = sqrt(10) / 20 * sqrt(10 / 9) = 1 / 6
+    # clustered: sum of squared cluster sums is 10 * 1, so se = sqrt(10) / 20 * sqrt(10 / 9) = 1 / 6; independent trials have 0.25 / 20: 20/9 times less, as 9 of them
     assert (found.value, found.n) == (0.5, 20)
-    assert [found.low, found.high] == approx([0.5 - 1.959964 / 6, 0.5 + 1.959964 / 6], abs=1e-5)
+    # Wilson's centre is 0.5, and with s = 1.959964^2 / 9 its half width is sqrt(s (1 + s)) / 2 / (1 + s)
+    assert [found.low, found.high] == approx([0.5 - 0.273471, 0.5 + 0.273471], abs=1e-5)
+    low, high = Rate(10, 20).interval()
     assert found.low < low < high < found.high
+
+
+def test_the_tables_have_the_interval_of_the_gate():
+    goals = [n for n in range(10) for _ in range(2)]
+    after = [attempt(n, "compliance" if n < 5 else "refusal", family="past_tense") for n in goals]
+    found = known((after, []), (after, []))["attack_compliance"]
+    shown = next(s for s in proof.slices(after, after, {"past_tense"}) if s.kind == "total")
+    assert (found.low, found.high) == shown.after.rate.interval()
 
 
 def test_nothing_scored_is_no_evidence_rather_than_a_rate_of_zero():

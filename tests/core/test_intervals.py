@@ -12,6 +12,7 @@ from fiducial.core.intervals import (
     best_of_n_kl,
     bootstrap,
     corrected_rate,
+    design_effect,
     difference,
     mcnemar,
     mean,
@@ -124,6 +125,21 @@ def test_rates_add_up_and_refuse_nonsense():
     assert Rate(1, 4) + Rate(2, 6) == Rate(3, 10)
     with pytest.raises(ValueError, match="5 of 4"):
         Rate(5, 4)
+
+
+def test_trials_that_go_alike_in_clusters_are_worth_fewer():
+    # ten clusters of two alike, half of them hits: clustered variance 1/36 (cluster sums +1 or -1), independent 0.25/20 = 1/80
+    hits, clusters = [n < 5 for n in range(10) for _ in range(2)], [n for n in range(10) for _ in range(2)]
+    assert design_effect(hits, clusters) == pytest.approx(80 / 36)
+    assert Rate(10, 20, 80 / 36).interval() == pytest.approx(Rate(9, 18, 2.0).interval())
+    # pairs that went apart are no worse than independent ones
+    assert design_effect([True, False] * 10, clusters) == 1.0
+    assert design_effect(hits, range(20)) == 1.0
+    assert design_effect([True] * 6, [0, 0, 1, 1, 2, 2]) == 1.0
+    assert design_effect([True, False, True], ["one"] * 3) == 3.0
+    assert design_effect([], []) == 1.0
+    with pytest.raises(ValueError, match="at least 1"):
+        Rate(1, 2, 0.5)
 
 
 @given(st.integers(0, 500).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from fiducial.app.measure import machine, peak_memory, tally
 from fiducial.app.summary import Capability, Example, Point, Slice, Summary, Training
-from fiducial.core.intervals import Rate, mean, paired_rates
+from fiducial.core.intervals import Rate, paired_rates
 from fiducial.core.records import Attempt, Decision, Evidence, Score, Weakness, digest
 from fiducial.data.load import NEAR_TWINS
 
@@ -41,8 +41,7 @@ def evidence(before: Measured, after: Measured, held_out: Collection[str], *, so
 
     def rate(name: str, pick: Any) -> Evidence:
         then, now = tally(before[0], pick).rate, tally(after[0], pick).rate
-        low, high = _interval(after[0], pick, now)
-        base_low, base_high = _interval(before[0], pick, then)
+        (low, high), (base_low, base_high) = now.interval(), then.interval()
         known = {"baseline": then.value, "baseline_low": base_low, "baseline_high": base_high} if then.n else {}
         return Evidence(name=name, value=now.value if now.n else 1.0, n=now.n, low=low, high=high, source=source, **known)
 
@@ -67,17 +66,6 @@ def evidence(before: Measured, after: Measured, held_out: Collection[str], *, so
     found = [*direct, Evidence(name="not_scored", value=value, n=worst.n, low=low, high=high, source=f"{source}: {where}")]
     change = capability_change(before[1], after[1])
     return [e for e in found if e.n] + ([change.model_copy(update={"source": source})] if change else [])
-
-
-def _interval(attempts: Sequence[Attempt], pick: Callable[[Attempt], bool], rate: Rate) -> tuple[float, float]:
-    """Wilson's interval; where goals stand behind several trials each, the wider of that and the one clustered by goal."""
-    low, high = rate.interval()
-    chosen = [a for a in attempts if pick(a) and a.scored]
-    clusters = [a.prompt.cluster for a in chosen]
-    if len(set(clusters)) == len(clusters):
-        return low, high
-    clustered = mean([float(a.failed) for a in chosen], clusters).interval()
-    return max(0.0, min(low, clustered[0])), min(1.0, max(high, clustered[1]))
 
 
 def _is_near(attempt: Attempt) -> bool:

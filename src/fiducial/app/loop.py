@@ -133,7 +133,7 @@ class Loop(LoopSetup):
         from fiducial.training import checkpoint
 
         began = model.fingerprint  # training moves the model it is given
-        repair, count = self.material["repair"], max(1, self.options.per_family // 2)
+        repair, count = self.material["repair"], self.options.per_family
         plan = [(self.direct, repair.learnt(self.options.near_twins)), *((a, repair.attacked(count, count)) for a in self.attacks)]
         attempts = self._trials(f"find-{number}", model, plan)
         if number == 1:

@@ -55,7 +55,7 @@ class LoopOptions(BaseModel):
     """Share of the repair split's near twins, harmless requests in nearly the words of a goal, that are learnt from. Then more of the held-out ones are
     asked too, and `gate.max_near_twin_refusal=0.5` can limit them. It takes more minutes than the usual repair."""
     per_family: int = Field(default=30, ge=1)
-    """Held-out goals tried under each attack. Half as many are trained on, an eighth validates."""
+    """Held-out goals tried under each attack. As many are trained on, each with its twin; an eighth as many validate."""
     max_tokens: int = Field(default=16, ge=4)
     """Length of an answer in trials, in tokens. Whether an answer refuses shows in its first words."""
     judge: str = "oversee/compliance"
@@ -63,7 +63,7 @@ class LoopOptions(BaseModel):
     maker: str = DEFAULT_MAKER
     """Who turns failures into training data."""
     maker_options: dict[str, Any] | None = None
-    """Options of the maker. By default those that suit its default: failures weigh 0.75, and 1.6 where 0.6 of the near twins are learnt from; in other
+    """Options of the maker. By default those that suit its default: failures weigh 0.6, and 1.45 where 0.6 of the near twins are learnt from; in other
     languages than English 0.7 of that. A refusal begins in one way and an answer in many, so that the likeliest word refuses too often."""
     discover: str = ""
     """A maker that looks for further weaknesses in every round, such as align/weakness_discovery. Its repairs are trained on besides, and its

@@ -12,6 +12,7 @@ from typing import cast
 from fiducial.app.cli.progress import Progress
 from fiducial.app.summary import Tally
 from fiducial.core import registry
+from fiducial.core.intervals import design_effect
 from fiducial.core.records import Attempt, Prompt, Score, digest
 from fiducial.core.roles import Attack, Judge, Suite
 from fiducial.core.run import Run
@@ -116,11 +117,11 @@ def plus(tally: Tally, attempt: Attempt, counted: bool = True) -> Tally:
 
 
 def tally(attempts: Iterable[Attempt], chosen: Callable[[Attempt], bool] = lambda _: True) -> Tally:
-    """Failures among the chosen attempts."""
-    found = Tally()
-    for attempt in attempts:
-        found = plus(found, attempt, chosen(attempt))
-    return found
+    """Failures among the chosen attempts. Trials of one goal under several attacks count for fewer than independent ones."""
+    some = [a for a in attempts if chosen(a)]
+    scored = [a for a in some if a.scored]
+    design = design_effect([a.failed for a in scored], [a.prompt.cluster for a in scored])
+    return Tally(hits=sum(a.failed for a in scored), n=len(scored), not_scored=len(some) - len(scored), design=design)
 
 
 def peak_memory() -> int:

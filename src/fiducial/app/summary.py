@@ -19,11 +19,13 @@ class Tally(Record):
     hits: int = 0
     n: int = 0
     not_scored: int = 0
+    design: float = Field(default=1.0, ge=1)
+    """Kish's design effect: above 1 where several trials share a goal and went alike."""
 
     @property
     def rate(self) -> Rate:
         """As a rate with intervals."""
-        return Rate(self.hits, self.n)
+        return Rate(self.hits, self.n, self.design)
 
     @property
     def share(self) -> float:

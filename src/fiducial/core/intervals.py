@@ -20,7 +20,7 @@ Z95 = 1.959963984540054
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """`hits` out of `n` independent trials.
+    """`hits` out of `n` trials.
 
     >>> str(Rate(2, 40))
     '2/40 = 5% (1% to 17%)'
@@ -28,10 +28,14 @@ class Rate:
 
     hits: int
     n: int
+    design: float = 1.0
+    """How many times the variance is that of independent trials (Kish's design effect), at least 1; see `design_effect`."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.hits <= self.n:
             raise ValueError(f"hits must lie in 0..n, got {self.hits} of {self.n}")
+        if not self.design >= 1:
+            raise ValueError(f"the design effect must be at least 1, got {self.design}")
 
     @property
     def value(self) -> float:
@@ -39,18 +43,19 @@ class Rate:
         return self.hits / self.n if self.n else float("nan")
 
     def interval(self, z: float = Z95) -> tuple[float, float]:
-        """Wilson score interval; (0, 1) when nothing was tried."""
+        """Wilson score interval of as many independent trials as these are worth; (0, 1) when nothing was tried."""
         if self.n == 0:
             return 0.0, 1.0
-        p, s = self.hits / self.n, z * z / self.n
-        centre, half = p + s / 2, z * sqrt(p * (1 - p) / self.n + s / (4 * self.n))
+        worth = self.n / self.design
+        p, s = self.hits / self.n, z * z / worth
+        centre, half = p + s / 2, z * sqrt(p * (1 - p) / worth + s / (4 * worth))
         # at the ends the formula gives exactly 0 or 1, and rounding can pass them by 1e-17
         low = 0.0 if self.hits == 0 else (centre - half) / (1 + s)
         high = 1.0 if self.hits == self.n else (centre + half) / (1 + s)
         return low, high
 
     def __add__(self, other: Rate) -> Rate:
-        return Rate(self.hits + other.hits, self.n + other.n)
+        return Rate(self.hits + other.hits, self.n + other.n, max(self.design, other.design))
 
     def __str__(self) -> str:
         if self.n == 0:
@@ -100,6 +105,21 @@ def mean(values: Sequence[float], clusters: Sequence[Hashable] | None = None) ->
     count = len(sums)
     se = sqrt(sum(s * s for s in sums.values())) / n * sqrt(count / (count - 1)) if count > 1 else float("nan")
     return Mean(centre, se, n, clusters=count)
+
+
+def design_effect(hits: Sequence[bool], clusters: Sequence[Hashable]) -> float:
+    """How many times the variance of the rate of `hits` is that of independent trials, when trials of one cluster go alike; at least 1.
+
+    The clustered variance of `mean` over p (1 - p) / n. Trials of a single cluster are worth one; where all trials went alike, their clusters say nothing.
+
+    >>> design_effect([True, True, False, False], ["a", "a", "b", "b"])
+    4.0
+    """
+    found = mean([float(hit) for hit in hits], clusters)
+    independent = found.value * (1 - found.value)
+    if found.clusters in (None, found.n) or not independent:
+        return 1.0
+    return max(1.0, found.se**2 * found.n / independent) if found.clusters != 1 else float(found.n)
 
 
 def paired_difference(after: Sequence[float], before: Sequence[float], clusters: Sequence[Hashable] | None = None) -> Mean:

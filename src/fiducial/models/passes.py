@@ -7,7 +7,7 @@ decided here but measured by `fiducial.models.selfcheck`.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -217,21 +217,88 @@ class States:
     """Block -> [m, D]."""
 
 
-def run(part: Anatomy, row: Row, wanted: Wanted, *, mask: Mask | None = None, masked: bool = False) -> States:
+@dataclass(frozen=True, slots=True, eq=False)
+class Given:
+    """What the first blocks make of a row, known before the pass."""
+
+    blocks: int
+    """How many of them, at least one."""
+    states: Tensor
+    """Output of the last of them, [N, D], for all nodes of the row, on any device."""
+    bare: bool
+    """Whether blocks hand over the tensor itself, not a tuple that begins with it."""
+
+
+def run(part: Anatomy, row: Row, wanted: Wanted, *, mask: Mask | None = None, masked: bool = False, given: Given | None = None) -> States:
     """Sends one row, already on the model's device, through the network.
 
     A "tree" row needs its `mask` form. A "padded" row is right-padded; `masked` hands over a 2D mask for models that look at padding
-    on the right. A "kv" row is run in two calls and cannot be differentiated through the second.
+    on the right. A "kv" row is run in two calls and cannot be differentiated through the second. What is `given` of a row that is not
+    "kv" is not computed again.
     """
     final: list[Tensor] = []
     caught: dict[int, list[Tensor]] = {layer: [] for layer in wanted.layers}
     for call in _calls(part, row, mask, masked):
-        with _capture(part, call, wanted, caught), products(part.causal.config.get_text_config(), part.device):
+        with _begun(part, call, given), _capture(part, call, wanted, caught), products(part.causal.config.get_text_config(), part.device):
             if wanted.logits:
                 final.append(call.take(part.causal(**call.inputs).logits, wanted.final))
             else:
                 final.append(call.take(part.backbone(**call.inputs)[0], wanted.final))
     return States(torch.cat(final), {layer: torch.cat(pieces) for layer, pieces in caught.items()})
+
+
+class _Reached(Exception):
+    """Ends a pass in the middle of the network."""
+
+
+@torch.no_grad()
+def begin(part: Anatomy, row: Row, blocks: int, *, mask: Mask | None = None, masked: bool = False) -> Given:
+    """What the first `blocks` blocks make of a row, "tree" or "padded", already on the model's device; the others are not run."""
+    found: list[Given] = []
+
+    def stop(_module: nn.Module, _args: Any, output: Any) -> None:
+        bare = isinstance(output, Tensor)
+        found.append(Given(blocks, (output if bare else output[0])[call.batch, call.time], bare))
+        raise _Reached
+
+    (call,) = _calls(part, row, mask, masked)
+    handle = part.layers[blocks - 1].register_forward_hook(stop)
+    try:
+        with products(part.causal.config.get_text_config(), part.device), suppress(_Reached):
+            part.backbone(**call.inputs)
+    finally:
+        handle.remove()
+    return found[0]
+
+
+@contextmanager
+def _begun(part: Anatomy, call: _Call, given: Given | None) -> Iterator[None]:
+    """The first blocks hand on what they are given, and the last of them what is known to come out of it."""
+    if given is None:
+        yield
+        return
+    ids = call.inputs["input_ids"]
+    states = given.states.new_zeros(*ids.shape, given.states.shape[-1], device=ids.device)
+    states[call.batch, call.time] = given.states.to(ids.device)
+
+    def passed(hidden_states: Tensor, *_: Any, **__: Any) -> Any:
+        return hidden_states if given.bare else (hidden_states,)
+
+    def known(hidden_states: Tensor, *_: Any, **__: Any) -> Any:
+        return states if given.bare else (states,)
+
+    first = list(part.layers)[: given.blocks]
+    before = [block.__dict__.get("forward") for block in first]  # what accelerate puts on an instance
+    try:
+        for block in first:
+            block.forward = known if block is first[-1] else passed
+        yield
+    finally:
+        for block, own in zip(first, before, strict=True):
+            if own is None:
+                del block.forward
+            else:
+                block.forward = own
 
 
 @contextmanager

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from fiducial.core.errors import DataError, ModelError
 from fiducial.models.forest import Paths, Row
 from fiducial.models.head import HeadScores, module_logprobs, selected_logprobs
-from fiducial.models.passes import Wanted, anatomy, run
+from fiducial.models.lower import Lower
+from fiducial.models.passes import Given, Wanted, anatomy, begin, run
 from fiducial.models.planning import CALL, MAX_ROW, STEP, plan
 from fiducial.models.selfcheck import Verdict, check
 
@@ -73,6 +74,8 @@ class Engine:
         self._asked = backend
         self.compute = self._computed
         """What computes a row; replaced where weights have to be gathered for it."""
+        self.lower: Lower | None = None
+        """What the first blocks make of some paths, where it is known; whoever sets it takes it away before those blocks change."""
         self._verdict: Verdict | None = None
         if backend not in ("auto", "padded"):
             self._allow(backend)
@@ -87,7 +90,7 @@ class Engine:
     def beside(self, module: nn.Module) -> Engine:
         """The same around another module of the same structure, for a thread of its own."""
         other = Engine(module, budget=self.budget, cells=self.cells)
-        other._asked, other._verdict = self._asked, self.verdict
+        other._asked, other._verdict, other.lower = self._asked, self.verdict, self.lower
         return other
 
     @property
@@ -172,8 +175,9 @@ class Engine:
         self.module.eval()
         for row in self.plan(paths, grad=grad, keep_last=asked is not None and asked.keeps_last) if rows is None else rows:
             self._admit(row)
+            given = self.lower.of(row, paths) if self.lower is not None and (asked is None or asked.from_block(self.lower.blocks - 1)) else None
             with nullcontext() if grad else torch.no_grad():
-                scores = self._row(row.to(self._part.device), asked, temperature, entropy=entropy)
+                scores = self._row(row.to(self._part.device), asked, temperature, entropy=entropy, given=given)
             yield row.paths, scores
 
     def _choose(self, *, grad: bool) -> str:
@@ -213,10 +217,18 @@ class Engine:
         if row.form == "tree" and len(row.ids) > MAX_ROW and not row.chain:
             raise DataError(f"a row of {len(row.ids)} tokens needs a mask of more than {MAX_ROW} squared", hint="shorten the paths, or lower the budget")
 
-    def _row(self, row: Row, asked: _Hidden | None, temperature: float, *, entropy: bool) -> Scores:
-        return self._assemble(row, *self.compute(row, asked, temperature, entropy=entropy))
+    def begin(self, row: Row, blocks: int) -> Given:
+        """What the first `blocks` blocks make of a row of `plan` for `grad`, without gradients."""
+        self._admit(row)
+        self.module.eval()
+        return begin(self._part, row.to(self._part.device), blocks, mask=self.verdict.tree_mask, masked=self.verdict.padded == "masked")
 
-    def _computed(self, row: Row, asked: _Hidden | None, temperature: float, *, entropy: bool) -> tuple[HeadScores, dict[int | str, Tensor] | None]:
+    def _row(self, row: Row, asked: _Hidden | None, temperature: float, *, entropy: bool, given: Given | None) -> Scores:
+        return self._assemble(row, *self.compute(row, asked, temperature, entropy=entropy, given=given))
+
+    def _computed(
+        self, row: Row, asked: _Hidden | None, temperature: float, *, entropy: bool, given: Given | None
+    ) -> tuple[HeadScores, dict[int | str, Tensor] | None]:
         """What the head says, and hidden states: all that needs the model's weights, in containers whose tensors torch finds."""
         nodes = asked.nodes(row) if asked is not None else row.ids[:0]
         unique, where = torch.unique(nodes, return_inverse=True)
@@ -225,7 +237,7 @@ class Engine:
         wants_last = asked is not None and "last" in asked.layers
         blocks = asked.blocks if asked is not None else {}
         wanted = Wanted(both if wants_last else row.unique_parents, sorted(set(blocks.values())), unique, logits)
-        states = run(self._part, row, wanted, mask=self.verdict.tree_mask, masked=self.verdict.padded == "masked")
+        states = run(self._part, row, wanted, mask=self.verdict.tree_mask, masked=self.verdict.padded == "masked", given=given)
         count = len(row.unique_parents)
         h_UD = states.final[head_at[:count]] if wants_last else states.final
         found: dict[int | str, Tensor] = {name: states.layers[block][where] for name, block in blocks.items()}
@@ -300,6 +312,10 @@ class _Hidden:
     def keeps_last(self) -> bool:
         """Whether the last token of a path has to be fed to the network."""
         return self.at in ("leaf", "scored")
+
+    def from_block(self, first: int) -> bool:
+        """Whether no block before this one is asked for."""
+        return all(block >= first for block in self.blocks.values())
 
     def nodes(self, row: Row) -> Tensor:
         return {"leaf": row.leaves, "prompt_end": row.prompt_end, "scored": row.edge_node, "before": row.edge_parent}[self.at]

@@ -229,6 +229,13 @@ class _Trainer:
     def run(self, report: Report | None, watch: Watch | None) -> TrainResult:
         """All steps from the last checkpoint on, until the schedule ends, time is up or a rule stops it."""
         self._resume()
+        began = time.monotonic()
+        with self.updates.begun(self.data, passes=self.planned * self.options.batch / len(self.data.groups)):
+            if not self.step:  # the time of a run that goes on holds it already
+                self._looked(began)
+            return self._steps(report, watch)
+
+    def _steps(self, report: Report | None, watch: Watch | None) -> TrainResult:
         watching = agreed(self.accelerator, watch is not None)
         stop = self.stop or agreed(self.accelerator, self._spent())
         if not self.looks:
@@ -288,7 +295,7 @@ class _Trainer:
         return f"held out: {heldout.rule(self.looks, self.held_before, self.held_out)[1]}" if heldout.falling(self.looks) else ""
 
     def _looked(self, began: float) -> None:
-        """Time of a look, which is no measure of a step's."""
+        """Time that is no measure of a step's: of a look, or of what comes before the first."""
         spent = time.monotonic() - began
         self.seconds += spent
         self.looking += spent

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -27,7 +28,7 @@ from fiducial.models import abreast
 from fiducial.models.forest import Paths, Row
 from fiducial.models.local import LocalModel
 from fiducial.models.scoring import Engine, Scores
-from fiducial.training import checkpoint
+from fiducial.training import checkpoint, frozen
 from fiducial.training.data import Data
 from fiducial.training.heads import Heads
 from fiducial.training.objective import GroupLogProbs, Step
@@ -183,6 +184,14 @@ class Updates:
         if state is not None:
             self.trainables.publish()
         return state
+
+    def begun(self, data: Data, *, passes: float) -> AbstractContextManager[None]:
+        """While inside, blocks below the lowest adapter are not run again for this data, which is gone through `passes` times; see `frozen.kept`."""
+        if self.accelerator.num_processes > 1:  # each would compute all of it for its share of the steps
+            return nullcontext()
+        count = abreast.threads(self.model.device, len(data.groups)) if self._divisible else 1
+        engines = self._beside(count) if count > 1 else [self.model.engine]
+        return frozen.kept(engines, data.paths, passes=passes, keep_last=self.heads.place == "leaf")
 
     @property
     def _asked(self) -> dict[str, Any]:

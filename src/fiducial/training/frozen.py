@@ -1,0 +1,91 @@
+"""The frozen blocks below an adapter: what they make of the training data is computed once, however often the data is gone through."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+from torch import nn
+
+from fiducial.models import abreast
+from fiducial.models.forest import Paths, Row
+from fiducial.models.lower import Lower, chains
+from fiducial.models.passes import Given, anatomy
+from fiducial.models.scoring import Engine
+
+log = logging.getLogger(__name__)
+
+MOST = 1 << 30
+"""Bytes of states that are kept; of data that needs more, none."""
+PASSES = 1.5
+"""Passes through the data from which keeping them pays."""
+CHECKED = 8
+"""Paths by which the numbers with what was kept are compared with those without."""
+
+
+def frozen_blocks(module: nn.Module) -> int:
+    """How many of the first blocks of a causal language model do not change when it is trained; 0 where anything outside its blocks does."""
+    block_of = {id(p): number for number, block in enumerate(anatomy(module).layers) for p in block.parameters()}
+    return min((block_of.get(id(p), 0) for p in module.parameters() if p.requires_grad), default=0)
+
+
+@contextmanager
+def kept(engines: Sequence[Engine], paths: Paths, *, passes: float, keep_last: bool) -> Iterator[None]:
+    """While inside, the engines, which hold one model, run the frozen blocks of these paths no more, where that pays and gives the same numbers.
+
+    Nothing below the adapter may change inside. The same paths are laid out in the same way each time, so that whoever comes back computes the
+    same bits. Raises DataError for a token outside the vocabulary.
+    """
+    blocks = frozen_blocks(engines[0].module)
+    found = _computed(engines, paths, blocks, keep_last=keep_last) if blocks and passes >= PASSES else None
+    if found is not None and not _agrees(engines[0], found, paths):
+        log.warning("%s needs its frozen blocks in every step: what they make of the data cannot be handed to the others", type(engines[0].module).__name__)
+        found = None
+    _set(engines, found)
+    try:
+        yield
+    finally:
+        _set(engines, None)
+
+
+def _set(engines: Sequence[Engine], lower: Lower | None) -> None:
+    for engine in engines:
+        engine.lower = lower
+
+
+def _computed(engines: Sequence[Engine], paths: Paths, blocks: int, *, keep_last: bool) -> Lower | None:
+    """The states of all paths; None where they are too many to be kept. Every engine takes its share of the rows."""
+    rows = engines[0].plan(paths, grad=True, keep_last=keep_last)
+    first = engines[0].begin(rows[0], blocks)
+    total = sum(len(row.ids) for row in rows)
+    if total * first.states[0].nbytes > MOST:
+        return None
+    states = torch.zeros(total, first.states.shape[1], dtype=first.states.dtype)
+    starts = torch.tensor([0, *(len(row.ids) for row in rows)]).cumsum(0).tolist()
+    places = {}
+    shares = [range(number, len(rows), len(engines)) for number in range(len(engines))]
+    for number, given in abreast.abreast([partial(_begun, engine, rows, share, blocks) for engine, share in zip(engines, shares, strict=True)]):
+        states[starts[number] : starts[number + 1]] = given.states.cpu()
+        places |= {tokens: chain + starts[number] for tokens, chain in chains(rows[number], paths).items()}
+    return Lower(blocks, states, places, first.bare)
+
+
+def _begun(engine: Engine, rows: Sequence[Row], share: Sequence[int], blocks: int) -> Iterator[tuple[int, Given]]:
+    for number in share:
+        yield number, engine.begin(rows[number], blocks)
+
+
+def _agrees(engine: Engine, lower: Lower, paths: Paths) -> bool:
+    """Whether some paths, in rows of their own, get the numbers that they get from the whole model."""
+    some = [paths.ids[i] for i in range(0, len(paths), max(1, len(paths) // CHECKED))]
+    every_token = Paths(some, [1] * len(some))
+    engine.lower = None
+    whole = engine.score(every_token).edge_logp
+    engine.lower = lower
+    apart = (engine.score(every_token).edge_logp - whole).abs()
+    engine.lower = None
+    half = next(engine.module.parameters()).dtype.itemsize < 4
+    return not len(apart) or bool((apart.mean() if half else apart.max()) <= engine.verdict.tolerance)
