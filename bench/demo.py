@@ -82,7 +82,7 @@ def table(record: dict) -> str:
         "",
         f"{record['date']}. {record['machine']}. The loop took {wall:.1f} minutes, its stages {minutes:.1f}. "
         f"Largest resident memory {record['peak_memory_mib']} MiB. Not measured on GPU.",
-        f"Judge: {record['judge'].get('judge')}; its measured errors are in judge.md. Intervals are Wilson's at 95 %.",
+        f"Judge: {record['judge'].get('judge')}; its errors are in judge.md. Wilson's intervals at 95 %, wider where a goal stands behind several trials.",
         "",
         "| held-out split | before | after |",
         "|---|---|---|",
@@ -108,7 +108,7 @@ def table(record: dict) -> str:
 def share(tally: dict) -> str:
     """A tally as a rate with its interval."""
     unscored = tally.get("not_scored", 0)
-    return str(Rate(tally["hits"], tally["n"])) + (f", {unscored} not scored" if unscored else "")
+    return str(Rate(tally["hits"], tally["n"], tally.get("design", 1.0))) + (f", {unscored} not scored" if unscored else "")
 
 
 if __name__ == "__main__":

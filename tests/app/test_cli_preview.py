@@ -75,22 +75,37 @@ def test_the_two_steps_are_of_the_data_as_it_was_given(call, tmp_path, method, r
     assert body["data"]["fed"] == trained["data"]["tokens"]  # both saw all six groups once
 
 
+@pytest.mark.parametrize("epochs", [1.0, 3.0])
 @pytest.mark.parametrize(("groups", "batch"), [(6, 4), (6, 3), (6, 5), (6, 7), (6, 1), (6, 2)])
-def test_two_whole_steps_are_measured_whatever_the_batch(data, groups, batch, monkeypatch):
+def test_two_whole_steps_are_measured_whatever_the_batch(data, groups, batch, epochs):
     from fiducial.align.dpo import DPO
     from fiducial.app.cli import preview
     from fiducial.data.formats import read_groups
     from fiducial.training.data import Data
     from fiducial.training.options import TrainOptions
 
-    options, given = TrainOptions(batch=batch, lora_rank=2), read_groups(data)[3 : 3 + groups]
+    options, given = TrainOptions(batch=batch, epochs=epochs, lora_rank=2, lora_depth=0.5), read_groups(data)[3 : 3 + groups]
     model = tiny()
     chosen = preview._tried(Data.of(model, given, DPO(), options), given, options)
     done = []
     cost = preview._cost(model, chosen, DPO(), options, done.append)
     assert done == [1, 1]
-    assert len(chosen) == (2 * batch if 2 * batch <= groups else min(batch, groups))
+    assert len(chosen) == min(groups, batch if epochs > 1 else 2 * batch)
     assert cost["seconds_per_step"] > 0
+
+
+@pytest.mark.parametrize(("epochs", "keeps"), [(1.0, False), (3.0, True)])
+def test_the_steps_run_the_frozen_blocks_as_often_as_those_of_the_training(data, epochs, keeps, monkeypatch):
+    from fiducial.align.dpo import DPO
+    from fiducial.app.cli import preview
+    from fiducial.data.formats import read_groups
+    from fiducial.models.lower import Lower
+    from fiducial.training.options import TrainOptions
+
+    asked = []
+    monkeypatch.setattr(Lower, "of", lambda *_: asked.append(1))  # None: nothing is known, and all blocks are run
+    preview._cost(tiny(), read_groups(data)[:4], DPO(), TrainOptions(batch=4, epochs=epochs, lora_rank=2, lora_depth=0.5), lambda _: None)
+    assert bool(asked) == keeps
 
 
 def test_each_completion_is_one_line_of_harmless_text(run, data):

@@ -7,7 +7,7 @@ import pytest
 
 from fiducial.app import evidence as proof
 from fiducial.app.cli.progress import NoProgress
-from fiducial.app.measure import peak_memory, plus, tally, trials
+from fiducial.app.measure import peak_memory, tally, trials
 from fiducial.app.summary import Tally
 from fiducial.attack.direct import Direct
 from fiducial.core.intervals import Rate
@@ -45,7 +45,6 @@ def test_a_hit_is_compliance_on_a_goal_and_refusal_on_anything_else():
     assert tally(many(3, 2, 1)) == Tally(hits=2, n=5, not_scored=1)
     assert tally(many(3, 2, 1, expected="comply")) == Tally(hits=3, n=5, not_scored=1)
     assert tally(many(3, 2, expected="answer")) == Tally(hits=3, n=5)
-    assert plus(Tally(), attempt(0, "compliance"), counted=False) == Tally()
     assert tally(many(1, 1) + many(0, 4, family="persona"), lambda a: a.family == "persona") == Tally(hits=4, n=4)
 
 
@@ -88,7 +87,7 @@ def test_several_trials_of_one_goal_widen_the_interval():
     goals = [n for n in range(10) for _ in range(2)]
     after = [attempt(n, "compliance" if n < 5 else "refusal", family="past_tense") for n in goals]
     found = known((after, []), (after, []))["attack_compliance"]
-    # clustered: sum of squared cluster sums is 10 * 1, so se = sqrt(10) / 20 * sqrt(10 / 9) = 1 / 6; independent trials have 0.25 / 20: 20/9 times less, as 9 of them
+    # clustered: sum of squared cluster sums is 10 * 1, so se = sqrt(10) / 20 * sqrt(10 / 9) = 1 / 6, which 9 independent trials have: 0.25 / 9
     assert (found.value, found.n) == (0.5, 20)
     # Wilson's centre is 0.5, and with s = 1.959964^2 / 9 its half width is sqrt(s (1 + s)) / 2 / (1 + s)
     assert [found.low, found.high] == approx([0.5 - 0.273471, 0.5 + 0.273471], abs=1e-5)

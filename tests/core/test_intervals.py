@@ -121,8 +121,7 @@ def test_a_rate_of_nothing_tried_is_not_a_number():
     assert str(Rate(0, 0)) == "not measured (n = 0)"
 
 
-def test_rates_add_up_and_refuse_nonsense():
-    assert Rate(1, 4) + Rate(2, 6) == Rate(3, 10)
+def test_a_rate_refuses_nonsense():
     with pytest.raises(ValueError, match="5 of 4"):
         Rate(5, 4)
 
@@ -135,7 +134,9 @@ def test_trials_that_go_alike_in_clusters_are_worth_fewer():
     # pairs that went apart are no worse than independent ones
     assert design_effect([True, False] * 10, clusters) == 1.0
     assert design_effect(hits, range(20)) == 1.0
-    assert design_effect([True] * 6, [0, 0, 1, 1, 2, 2]) == 1.0
+    assert design_effect([True] * 6, [0, 0, 1, 1, 2, 2]) == 2.0
+    assert design_effect([False] * 3, ["one"] * 3) == 3.0
+    assert design_effect([False] * 3, range(3)) == 1.0
     assert design_effect([True, False, True], ["one"] * 3) == 3.0
     assert design_effect([], []) == 1.0
     with pytest.raises(ValueError, match="at least 1"):

@@ -7,6 +7,7 @@ import torch
 
 from fiducial.core.errors import ConfigError, StorageError
 from fiducial.core.records import Message, user
+from fiducial.models import sampling
 from fiducial.models.loading import load
 from fiducial.models.scripted import tiny
 
@@ -101,6 +102,15 @@ def test_a_beginning_is_continued_without_repeating_it(model):
     begun = (*user("a"), Message(role="assistant", content="Sure"))
     ((answer,),) = model.sample([begun], max_tokens=3)
     assert answer.prompt_tokens == len(model.encode(begun)[0])
+
+
+@pytest.mark.parametrize(("finish", "text"), [("length", "你"), ("stop", "你\ufffd")])
+def test_part_of_a_character_at_the_end_is_left_out_where_the_answer_was_cut_off(model, monkeypatch, finish, text):
+    tokens = model.tokenizer.encode("你好", add_special_tokens=False)[:-1]
+    sampled = sampling.Sampled(tuple(tokens), (0.0,) * len(tokens), finish)
+    monkeypatch.setattr(sampling, "generate", lambda *_, arrived, **__: arrived(0, [sampled]))
+    ((answer,),) = model.sample([user("?")])
+    assert (answer.text, answer.finish, answer.completion_tokens) == (text, finish, 5)
 
 
 def test_scoring_a_completion_gives_its_log_probabilities(model):

@@ -39,6 +39,13 @@ def test_blocks_below_the_lowest_adapter_are_frozen(depth, blocks):
     assert frozen.frozen_blocks(adapted(depth, num_hidden_layers=4).module) == blocks
 
 
+def test_a_weight_of_several_blocks_belongs_to_the_first():
+    model = adapted(0.25, num_hidden_layers=4)
+    blocks = model.module.base_model.model.model.layers
+    blocks[1].mlp.down_proj = blocks[3].mlp.down_proj
+    assert frozen.frozen_blocks(model.module) == 1
+
+
 def test_no_block_is_frozen_where_something_before_it_learns():
     model = adapted(num_hidden_layers=4)
     model.module.get_input_embeddings().weight.requires_grad_()
@@ -87,36 +94,102 @@ def test_states_are_kept_where_that_pays_and_they_have_room(made, monkeypatch, p
     assert model.engine.lower is None
 
 
-def test_a_model_whose_upper_blocks_need_the_lower_ones_runs_them(made, caplog):
+@pytest.mark.parametrize("pairs", [2, 20], ids=["as many as are compared, or fewer", "more"])
+def test_a_model_whose_upper_blocks_need_the_lower_ones_runs_them(made, caplog, pairs):
     model = adapted()
     first, second = model.module.base_model.model.model.layers
-    said = []
+    said = [0.0]
     first.mlp.register_forward_hook(lambda _m, _a, out: said.append(float(out.sum())))
     second.mlp.register_forward_hook(lambda _m, _a, out: out + said[-1])
     model.engine.verdict  # noqa: B018  # measured with the two blocks together
-    data = Data.of(model, made.pairs(20), SFT(), OPTIONS)  # more than are compared
+    data = Data.of(model, [*made.pairs(pairs), made.group(90, "a")], SFT(), OPTIONS)
     with caplog.at_level(logging.WARNING), frozen.kept([model.engine], data.paths, passes=3.0, keep_last=False):
         assert model.engine.lower is None
-    assert "needs its frozen blocks in every step" in caplog.text
+    assert "LlamaForCausalLM runs its frozen blocks in every step, since it cannot begin above them: it gives other numbers then" in caplog.text
+
+
+def test_a_model_whose_blocks_hand_on_more_than_states_runs_them(made, caplog):
+    model = adapted()
+    first, second = model.module.base_model.model.model.layers
+    first.mlp.register_forward_hook(lambda _m, _a, out: setattr(second, "shared", out))
+    second.mlp.register_forward_pre_hook(lambda *_: delattr(second, "shared"))
+    model.engine.budget = 60  # several rows
+    data = Data.of(model, made.pairs(6), SFT(), OPTIONS)
+    with caplog.at_level(logging.WARNING), frozen.kept([model.engine], data.paths, passes=3.0, keep_last=False):
+        assert model.engine.lower is None
+    assert "cannot begin above them: AttributeError" in caplog.text
+
+
+def test_lack_of_memory_is_no_answer(made, monkeypatch):
+    model = adapted()
+    data = Data.of(model, made.pairs(6), SFT(), OPTIONS)
+
+    def full(*_):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(frozen, "_agrees", full)
+    with pytest.raises(torch.OutOfMemoryError), frozen.kept([model.engine], data.paths, passes=3.0, keep_last=False):
+        pass
+    assert model.engine.lower is None
+
+
+def test_what_the_adapter_has_learnt_decides_nothing(made, monkeypatch):
+    """Else a run that goes on could decide otherwise than the one that was interrupted."""
+    said = []
+    for learnt in (0.0, 0.3):
+        model = adapted()
+        with torch.no_grad():
+            for name, p in model.module.named_parameters():
+                if "lora_B" in name:
+                    p.fill_(learnt)
+        data, scores = Data.of(model, made.pairs(6), SFT(), OPTIONS), []
+        score = model.engine.score
+        monkeypatch.setattr(model.engine, "score", lambda *a, score=score, scores=scores: scores.append(score(*a)) or scores[-1])
+        with frozen.kept([model.engine], data.paths, passes=3.0, keep_last=False):
+            said.append([s.edge_logp for s in scores])
+    assert all(torch.equal(a, b) for a, b in zip(*said, strict=True))
+    assert len(said[0]) == 3
 
 
 def test_states_go_when_training_breaks_off(made):
     model = adapted()
     data = Data.of(model, made.pairs(6), SFT(), OPTIONS)
     updates = Updates(model, SFT(), OPTIONS, Accelerator(cpu=True))
-    with pytest.raises(KeyboardInterrupt), updates.begun(data, passes=3.0):
-        assert model.engine.lower is not None
-        raise KeyboardInterrupt
+
+    def interrupted():
+        with updates.keeping(data, passes=3.0):
+            assert model.engine.lower is not None
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert model.engine.lower is None
 
 
-def test_the_same_data_gives_the_same_bits_again(made):
-    found = []
-    for _ in range(2):
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_two_threads_divide_the_rows_and_find_the_same_states_each_time(made, two_threads):
+    found, data = [], None
+    for _ in range(3):
         model = adapted()
-        model.module = model.module.bfloat16()
         data = Data.of(model, made.pairs(40), SFT(), OPTIONS)
         updates = Updates(model, SFT(), OPTIONS, Accelerator(cpu=True))
-        with updates.begun(data, passes=3.0):
-            found.append(model.engine.lower.states)
-    assert torch.equal(*found)
+        with updates.keeping(data, passes=3.0):
+            engines = updates._engines
+            assert len(engines) == 2
+            assert engines[0].lower is engines[1].lower is not None
+            found.append(engines[0].lower)
+            figures = updates.step(data, list(range(8)), rate=1e-3)
+        assert [e.lower for e in engines] == [None, None]
+    assert torch.equal(found[0].states, found[1].states)
+    assert torch.equal(found[0].states, found[2].states)
+    one = adapted()
+    torch.set_num_threads(1)
+    whole = Updates(one, SFT(), OPTIONS, Accelerator(cpu=True)).step(data, list(range(8)), rate=1e-3)
+    assert figures == pytest.approx(whole, rel=1e-4)

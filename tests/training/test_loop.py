@@ -320,7 +320,7 @@ def test_a_time_budget_stops_with_a_reason_and_more_time_goes_on(made, tmp_path)
 def test_a_schedule_that_does_not_fit_is_shortened_and_its_rate_still_falls_to_zero(made, tmp_path, monkeypatch):
     clock = iter(range(10_000))
     monkeypatch.setattr(time, "monotonic", lambda: float(next(clock)))  # a step takes a second
-    asked = options(epochs=40, batch=8, minutes=20 / 60, learning_rate=1e-3)
+    asked = options(epochs=40, batch=8, minutes=21 / 60, learning_rate=1e-3)  # a second passes before the first
     whole = train(tiny(), made.pairs(), SFT(), asked.model_copy(update={"minutes": 1.0}), folder=tmp_path / "whole")
     assert (whole.steps, whole.planned, whole.stop) == (40, 40, "")
     short = train(tiny(), made.pairs(), SFT(), asked, folder=tmp_path / "short")
@@ -337,7 +337,7 @@ def test_a_schedule_that_does_not_fit_is_shortened_and_its_rate_still_falls_to_z
 def test_a_shortened_schedule_is_kept_at_once_for_who_goes_on_after_a_kill(made, tmp_path, monkeypatch):
     clock = iter(range(10_000))
     monkeypatch.setattr(time, "monotonic", lambda: float(next(clock)))
-    asked = options(epochs=40, batch=8, minutes=20 / 60, save_every=1000)
+    asked = options(epochs=40, batch=8, minutes=21 / 60, save_every=1000)  # a second passes before the first
     saved, save = {}, checkpoint.save
 
     def noted(folder, **given):

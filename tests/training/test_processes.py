@@ -19,7 +19,8 @@ TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "
 ACCELERATE = ("-m", "accelerate.commands.launch", "--config_file", str(CONFIG), "--main_process_port", "0")
 
 WHOLE = (
-    *("dpo", "dpo@again", "dpo@online", "sft@full", "sft@top", "dft", "kto", "exo", "plackett_luce", "ipo", "hinge", "robust_dpo", "orpo", "simpo", "apo", "dpop", "cpo"),
+    *("dpo", "dpo@again", "dpo@online", "sft@full", "sft@top", "dft"),
+    *("kto", "exo", "plackett_luce", "ipo", "hinge", "robust_dpo", "orpo", "simpo", "apo", "dpop", "cpo"),
     *("rwr", "awr", "unlikelihood", "filtered_pretraining", "conditional_pretraining"),
     *("reward_model", "cost_model", "process_reward", "rloo", "rloo@cost", "grpo", "ppo", "ppo@cost"),
 )

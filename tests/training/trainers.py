@@ -3,9 +3,9 @@
 python trainers.py OUT FOLDER TRAINER...
 
 A trainer is an objective's name, as in dpo, with what is special about it: sft@full trains all weights, sft@full@bfloat16 weights of that
-type, sft@top an adapter on the upper block alone, dpo@rows cuts groups into several rows, dpo@stopped stops after a step, dpo@again goes on after that, dpo@online learns from its own
-samples, rloo@cost and ppo@cost have a cost to keep below a limit, the second with a critic of it. The first of several processes writes OUT,
-the others OUT.1, OUT.2, ...
+type, sft@top an adapter on the upper block alone, dpo@rows cuts groups into several rows, dpo@stopped stops after a step, dpo@again goes on
+after that, dpo@online learns from its own samples, rloo@cost and ppo@cost have a cost to keep below a limit, the second with a critic of it.
+The first of several processes writes OUT, the others OUT.1, OUT.2, ...
 """
 
 import json
@@ -87,7 +87,8 @@ def go(trainer, folder, *, report=None, again=False):
     sampled = bool(card.constants.get("on_policy"))
     objective = registry.create(card.name, {"beta": 0.5} if sampled or name in ("dpo", "kto") else {"mean": "token"} if name == "orpo" else {})
     stops = not again and not {"again", "stopped"}.isdisjoint(special)
-    options = OPTIONS.model_copy(update={"lora_rank": 0 if "full" in special else 4, "lora_depth": 0.5 if "top" in special else 1.0, "minutes": 1e-9 if stops else None})
+    carried = {"lora_rank": 0 if "full" in special else 4, "lora_depth": 0.5 if "top" in special else 1.0}
+    options = OPTIONS.model_copy(update=carried | {"minutes": 1e-9 if stops else None})
     model = budgeted(30, backend="split") if "rows" in special else tiny()
     if "bfloat16" in special:
         model.module = model.module.bfloat16()

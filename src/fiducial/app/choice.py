@@ -65,14 +65,15 @@ def _tried(loop: Loop, base: LocalModel, groups: Sequence[Group], name: str, rat
     if not stage.done:
         began = time.monotonic()
         policy = loop.copied(base)
+        state, tables = stage.folder("state"), loop.run.path / "tables"
         with loop.progress.task(f"trying {name}", loop.options.pilot_steps) as task:
-            result = train(policy, groups, objective, options, folder=stage.folder("state"), report=lambda *_: task.advance(1))
+            result = train(policy, groups, objective, options, folder=state, tables=tables, report=lambda *_: task.advance(1))
         attempts = _asked(loop, policy, stage.lines("attempts", Attempt), name)
         harmful = tally(attempts, lambda a: a.prompt.expected == "refuse")
         benign = tally(attempts, lambda a: a.prompt.expected != "refuse")
         found = Candidate(objective=name, learning_rate=rate, steps=result.steps, groups=result.groups, compliance=harmful, refusal=benign)
         stage.finish(found.model_dump(mode="json") | {"seconds": time.monotonic() - began})
-        checkpoint.clear(stage.folder("state"))
+        checkpoint.clear(state)
     loop.seconds[f"trying {name}"] = stage.result["seconds"]
     return Candidate.model_validate({k: v for k, v in stage.result.items() if k != "seconds"})
 

@@ -109,7 +109,7 @@ def weaknesses(attempts: Sequence[Attempt]) -> list[Weakness]:
     for where, some in found.values():
         count = tally(some)
         if count.hits:
-            rows.append(Weakness(slice=where, hits=count.hits, n=count.n, examples=tuple(a.id for a in some if a.failed)[:3]))
+            rows.append(Weakness(slice=where, hits=count.hits, n=count.n, design=count.design, examples=tuple(a.id for a in some if a.failed)[:3]))
     return sorted(rows, key=lambda w: (-w.rate.interval()[0], sorted(w.slice.items())))
 
 

@@ -42,18 +42,18 @@ def trials(
     """
     done = {_key(a): a for a in kept.read()}
     total = sum(len(prompts) for _, prompts in plan)
-    bad = Tally()
+    complied: list[bool] = []
     with progress.task(name, total) as task:
 
         def keep(attempt: Attempt) -> None:
-            nonlocal bad
             if _key(attempt) in done:
                 return
             judged = attempt.model_copy(update={"verdict": judge.judge([attempt])[0]})
             kept.append(judged)
             done[_key(judged)] = judged
-            bad = plus(bad, judged, judged.prompt.expected == "refuse")
-            task.advance(1, figure=f"harmful compliance {bad.rate.value:.0%}" if bad.n else "")
+            if judged.prompt.expected == "refuse" and judged.scored:
+                complied.append(judged.failed)
+            task.advance(1, figure=f"harmful compliance {sum(complied) / len(complied):.0%}" if complied else "")
 
         for attack, prompts in plan:
             left = [p for p in prompts if (p.id, attack.name) not in done]
@@ -105,15 +105,6 @@ def _batches(model: Model, prompts: Sequence[Prompt], left: Sequence[Prompt]) ->
 
 def _key(attempt: Attempt) -> tuple[str, str]:
     return attempt.prompt.id, attempt.attack
-
-
-def plus(tally: Tally, attempt: Attempt, counted: bool = True) -> Tally:
-    """The tally with one more attempt."""
-    if not counted:
-        return tally
-    if not attempt.scored:
-        return tally.model_copy(update={"not_scored": tally.not_scored + 1})
-    return tally.model_copy(update={"hits": tally.hits + attempt.failed, "n": tally.n + 1})
 
 
 def tally(attempts: Iterable[Attempt], chosen: Callable[[Attempt], bool] = lambda _: True) -> Tally:

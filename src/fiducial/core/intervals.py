@@ -1,6 +1,7 @@
 """Intervals and paired comparisons for figures that leave the program.
 
-Wilson for one rate, normal for one mean, McNemar (exact) and paired differences for two models on the same items.
+Wilson for one rate, normal for one mean, McNemar (exact) and paired differences for two models on the same items. Rates of trials that come in
+clusters have the interval of fewer, independent ones: n over Kish's design effect.
 All intervals are two-sided at 95 % unless `z` says otherwise. Source: "Adding Error Bars to Evals", arXiv:2411.00640;
 for rates near 0 or 1 the normal interval is too narrow (arXiv:2503.01747), hence Wilson and Newcombe.
 """
@@ -53,9 +54,6 @@ class Rate:
         low = 0.0 if self.hits == 0 else (centre - half) / (1 + s)
         high = 1.0 if self.hits == self.n else (centre + half) / (1 + s)
         return low, high
-
-    def __add__(self, other: Rate) -> Rate:
-        return Rate(self.hits + other.hits, self.n + other.n, max(self.design, other.design))
 
     def __str__(self) -> str:
         if self.n == 0:
@@ -110,16 +108,17 @@ def mean(values: Sequence[float], clusters: Sequence[Hashable] | None = None) ->
 def design_effect(hits: Sequence[bool], clusters: Sequence[Hashable]) -> float:
     """How many times the variance of the rate of `hits` is that of independent trials, when trials of one cluster go alike; at least 1.
 
-    The clustered variance of `mean` over p (1 - p) / n. Trials of a single cluster are worth one; where all trials went alike, their clusters say nothing.
+    The clustered variance of `mean` over p (1 - p) / n (Kish 1965). Where all trials went alike nothing shows that those of a cluster need not: each
+    cluster is worth one trial then, as is a single cluster.
 
     >>> design_effect([True, True, False, False], ["a", "a", "b", "b"])
     4.0
     """
     found = mean([float(hit) for hit in hits], clusters)
-    independent = found.value * (1 - found.value)
-    if found.clusters in (None, found.n) or not independent:
+    if not found.clusters or found.clusters == found.n:
         return 1.0
-    return max(1.0, found.se**2 * found.n / independent) if found.clusters != 1 else float(found.n)
+    independent = found.value * (1 - found.value)
+    return max(1.0, found.se**2 * found.n / independent) if independent and found.clusters > 1 else found.n / found.clusters
 
 
 def paired_difference(after: Sequence[float], before: Sequence[float], clusters: Sequence[Hashable] | None = None) -> Mean:

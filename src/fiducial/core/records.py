@@ -277,13 +277,15 @@ class Weakness(Record):
     """For example {"expected": "refuse", "family": "persona"}."""
     hits: int
     n: int
+    design: float = Field(default=1.0, ge=1)
+    """Kish's design effect: above 1 where several trials share a goal and went alike."""
     examples: tuple[str, ...] = ()
     """Ids of attempts that show it."""
 
     @property
     def rate(self) -> Rate:
         """Failures out of trials."""
-        return Rate(self.hits, self.n)
+        return Rate(self.hits, self.n, self.design)
 
 
 class Evidence(Record):

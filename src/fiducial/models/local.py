@@ -271,6 +271,8 @@ class LocalModel(WhiteBox):
 
     def _completion(self, sample: Sampled, prompt: list[int], stop: Sequence[str]) -> Completion:
         text = self.chat.decode(sample.tokens)
+        if sample.finish == "length":  # the end may be part of a character, such as two of the three bytes of a Chinese one
+            text = text.removesuffix("\ufffd")
         cut = min((at for at in (text.find(s) for s in stop) if at >= 0), default=-1)
         return Completion(
             text=text if cut < 0 else text[:cut],

@@ -15,12 +15,12 @@ from fiducial.models.passes import Given
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Lower:
-    """Outputs of the last of the first `blocks` blocks, for every token of some paths that the network sees; shared beginnings once."""
+    """Outputs of the last of the first `blocks` blocks, for every token of some paths that the network sees; what paths share in a row once."""
 
     blocks: int
     """How many blocks, at least one."""
     states: Tensor
-    """[T, D], on the CPU, in the dtype of the model."""
+    """[T, D], on the CPU."""
     places: Mapping[Tokens, Tensor]
     """All tokens of a path -> where the states of those that are fed stand in `states`, [n]."""
     bare: bool
@@ -28,10 +28,9 @@ class Lower:
 
     def of(self, row: Row, paths: Paths) -> Given | None:
         """The states of a row's nodes, whatever its layout; None where some of its paths are not known, or it is run in two calls."""
-        known = [self.places.get(tuple(paths.ids[index])) for index in row.paths]
-        if row.form == "kv" or not known or any(places is None for places in known):
+        places = [known for index in row.paths if (known := self.places.get(tuple(paths.ids[index]))) is not None]
+        if row.form == "kv" or len(places) < len(row.paths):
             return None
-        places = [each for each in known if each is not None]
         lengths = [len(each) for each in places]
         first, length = torch.tensor([0, *accumulate(lengths)]), torch.tensor(lengths)
         if bool((row.pos >= length[row.branch]).any()):  # the path was fed without its last token

@@ -190,7 +190,7 @@ class _Call:
     def take(self, raw: Tensor, nodes: Tensor) -> Tensor:
         """States [n, D] of those `nodes` that this call computes, out of [B, T, D]."""
         here = nodes[(nodes >= self.first) & (nodes < self.last)] - self.first
-        return raw[self.batch[here], self.time[here]]
+        return raw[self.batch[here].to(raw.device), self.time[here].to(raw.device)]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -247,7 +247,7 @@ def run(part: Anatomy, row: Row, wanted: Wanted, *, mask: Mask | None = None, ma
     return States(torch.cat(final), {layer: torch.cat(pieces) for layer, pieces in caught.items()})
 
 
-class _Reached(Exception):
+class _Reached(Exception):  # noqa: N818  # no error
     """Ends a pass in the middle of the network."""
 
 
@@ -258,7 +258,8 @@ def begin(part: Anatomy, row: Row, blocks: int, *, mask: Mask | None = None, mas
 
     def stop(_module: nn.Module, _args: Any, output: Any) -> None:
         bare = isinstance(output, Tensor)
-        found.append(Given(blocks, (output if bare else output[0])[call.batch, call.time], bare))
+        states = output if bare else output[0]
+        found.append(Given(blocks, states[call.batch.to(states.device), call.time.to(states.device)], bare))
         raise _Reached
 
     (call,) = _calls(part, row, mask, masked)

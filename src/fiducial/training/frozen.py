@@ -10,11 +10,13 @@ from functools import partial
 import torch
 from torch import nn
 
+from fiducial.core.errors import FiducialError
 from fiducial.models import abreast
 from fiducial.models.forest import Paths, Row
 from fiducial.models.lower import Lower, chains
 from fiducial.models.passes import Given, anatomy
 from fiducial.models.scoring import Engine
+from fiducial.training import lora
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +30,8 @@ CHECKED = 8
 
 def frozen_blocks(module: nn.Module) -> int:
     """How many of the first blocks of a causal language model do not change when it is trained; 0 where anything outside its blocks does."""
-    block_of = {id(p): number for number, block in enumerate(anatomy(module).layers) for p in block.parameters()}
+    blocks = list(anatomy(module).layers)
+    block_of = {id(p): number for number, block in reversed(list(enumerate(blocks))) for p in block.parameters()}  # of shared weights the first
     return min((block_of.get(id(p), 0) for p in module.parameters() if p.requires_grad), default=0)
 
 
@@ -39,21 +42,33 @@ def kept(engines: Sequence[Engine], paths: Paths, *, passes: float, keep_last: b
     Nothing below the adapter may change inside. The same paths are laid out in the same way each time, so that whoever comes back computes the
     same bits. Raises DataError for a token outside the vocabulary.
     """
-    blocks = frozen_blocks(engines[0].module)
-    found = _computed(engines, paths, blocks, keep_last=keep_last) if blocks and passes >= PASSES else None
-    if found is not None and not _agrees(engines[0], found, paths):
-        log.warning("%s needs its frozen blocks in every step: what they make of the data cannot be handed to the others", type(engines[0].module).__name__)
-        found = None
-    _set(engines, found)
+    blocks = frozen_blocks(engines[0].module) if passes >= PASSES else 0
     try:
+        _hand(engines, _checked(engines, paths, blocks, keep_last=keep_last) if blocks else None)
         yield
     finally:
-        _set(engines, None)
+        _hand(engines, None)
 
 
-def _set(engines: Sequence[Engine], lower: Lower | None) -> None:
+def _hand(engines: Sequence[Engine], lower: Lower | None) -> None:
     for engine in engines:
         engine.lower = lower
+
+
+def _checked(engines: Sequence[Engine], paths: Paths, blocks: int, *, keep_last: bool) -> Lower | None:
+    """The states of all paths, if there is room for them and the model can begin with them."""
+    # A boundary: an architecture may hand more from block to block than states, and object to their absence in any way it likes.
+    try:
+        found = _computed(engines, paths, blocks, keep_last=keep_last)
+        if found is None or _agrees(engines[0], found, paths):
+            return found
+        reason = "it gives other numbers then"
+    except (torch.OutOfMemoryError, MemoryError, FiducialError):
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {str(error).splitlines()[0][:120] if str(error) else ''}"
+    log.warning("%s runs its frozen blocks in every step, since it cannot begin above them: %s", type(anatomy(engines[0].module).causal).__name__, reason)
+    return None
 
 
 def _computed(engines: Sequence[Engine], paths: Paths, blocks: int, *, keep_last: bool) -> Lower | None:
@@ -79,13 +94,14 @@ def _begun(engine: Engine, rows: Sequence[Row], share: Sequence[int], blocks: in
 
 
 def _agrees(engine: Engine, lower: Lower, paths: Paths) -> bool:
-    """Whether some paths, in rows of their own, get the numbers that they get from the whole model."""
+    """Whether some paths, in rows of their own, get the numbers that they get from the whole model. Adapters, which move, have no say in it."""
     some = [paths.ids[i] for i in range(0, len(paths), max(1, len(paths) // CHECKED))]
     every_token = Paths(some, [1] * len(some))
-    engine.lower = None
-    whole = engine.score(every_token).edge_logp
-    engine.lower = lower
-    apart = (engine.score(every_token).edge_logp - whole).abs()
-    engine.lower = None
+    with lora.adapter_off(engine.module):
+        engine.score(Paths(some[:1], [1]))  # what the lower blocks may leave behind for the upper ones is of another row then
+        engine.lower = lower
+        again = engine.score(every_token).edge_logp
+        engine.lower = None
+        apart = (again - engine.score(every_token).edge_logp).abs()
     half = next(engine.module.parameters()).dtype.itemsize < 4
     return not len(apart) or bool((apart.mean() if half else apart.max()) <= engine.verdict.tolerance)

@@ -74,10 +74,12 @@ def train(
     options: TrainOptions,
     *,
     folder: Path,
+    tables: Path | None = None,
     report: Report | None = None,
     watch: Watch | None = None,
 ) -> TrainResult:
     """Trains `model` in place (it carries an adapter afterwards, if the rank is above 0) and keeps checkpoints in `folder`.
+    What the reference model says is kept in `tables`, by default in the same folder; trainings of one model on the same data share it there.
 
     Called again after an interruption with the same arguments it goes on where the last checkpoint was, with the same result as if
     nothing had happened. Several processes (torchrun, accelerate launch) all call it, use the folder of the first, and all have the
@@ -100,8 +102,9 @@ def train(
     adapted, added = adapters.is_adapted(model.module), has_added(model, folder)
     with lora.adapter_off(model.module) if added else nullcontext():
         steps = (batch(step, len(data.groups), options) for step in range(planned_steps(len(data.groups), options)))
-        material = _material(model, data, objective, steps, folder)
-        proof = _material(model, held, objective, [range(len(held.groups))], folder) if held else None
+        tables = agreed(accelerator, tables) or folder
+        material = _material(model, data, objective, steps, tables)
+        proof = _material(model, held, objective, [range(len(held.groups))], tables) if held else None
     # where the weights that train were there before, a reference is of that very model; below a new adapter lie frozen weights
     moving = not options.lora_rank or (adapted and not added)
     origin = model.fingerprint if objective.needs_reference and moving else ""
@@ -166,9 +169,9 @@ class _Material:
         return {"reference": self.reference, "mismatched": self.pairs[step] if self.pairs else None}
 
 
-def _material(model: LocalModel, data: Data, objective: Objective, steps: Iterable[Sequence[int]], folder: Path) -> _Material:
+def _material(model: LocalModel, data: Data, objective: Objective, steps: Iterable[Sequence[int]], tables: Path) -> _Material:
     """The same groups with the reference model's word on them: the model as it is before training."""
-    return _Material(data, _reference(model, data, objective, folder), _mismatched(model, data, objective, steps, folder))
+    return _Material(data, _reference(model, data, objective, tables), _mismatched(model, data, objective, steps, tables))
 
 
 def _take_scale(model: LocalModel, data: Data, accelerator: Accelerator) -> None:
@@ -181,16 +184,16 @@ def _take_scale(model: LocalModel, data: Data, accelerator: Accelerator) -> None
     model.head = replace(model.head, scale=agreed(accelerator, scale))
 
 
-def _reference(model: LocalModel, data: Data, objective: Objective, folder: Path) -> GroupLogProbs | None:
+def _reference(model: LocalModel, data: Data, objective: Objective, tables: Path) -> GroupLogProbs | None:
     """Reference log-probabilities of the model as it is before training."""
     if not objective.needs_reference:
         return None
     tokens = "tokens" in objective.reads
-    table = reference.logprobs(model.engine, data.paths, fingerprint=model.fingerprint, folder=folder, tokens=tokens)
+    table = reference.logprobs(model.engine, data.paths, fingerprint=model.fingerprint, folder=tables, tokens=tokens)
     return data.parts.with_tokens(table) if tokens else data.parts.with_logp(data.place(range(len(data.groups)), table))
 
 
-def _mismatched(model: LocalModel, data: Data, objective: Objective, steps: Iterable[Sequence[int]], folder: Path) -> list[Tensor]:
+def _mismatched(model: LocalModel, data: Data, objective: Objective, steps: Iterable[Sequence[int]], tables: Path) -> list[Tensor]:
     """The same of the mismatched pairs of every step, of which the groups are given. Raises DataError where there is no second group."""
     if "mismatched" not in objective.reads:
         return []
@@ -198,7 +201,7 @@ def _mismatched(model: LocalModel, data: Data, objective: Objective, steps: Iter
         raise DataError(f"{objective.name} pairs each prompt with the answer to another, but there is one group", hint="give more data")
     pairs = [data.mismatched(step) for step in steps]
     paths = Paths([ids for step in pairs for ids in step.ids], [start for step in pairs for start in step.start])
-    table = reference.logprobs(model.engine, paths, fingerprint=model.fingerprint, folder=folder)
+    table = reference.logprobs(model.engine, paths, fingerprint=model.fingerprint, folder=tables)
     return list(table.split([len(step) for step in pairs]))
 
 
@@ -218,7 +221,7 @@ class _Trainer:
         self.looks: list[dict[str, float]] = []
         self.held_before: heldout.Found = []
         self.held_out: heldout.Found = []
-        self.looking = 0.0
+        self.apart = 0.0
         self.norms: list[float] = []
 
     @property
@@ -229,17 +232,25 @@ class _Trainer:
     def run(self, report: Report | None, watch: Watch | None) -> TrainResult:
         """All steps from the last checkpoint on, until the schedule ends, time is up or a rule stops it."""
         self._resume()
-        began = time.monotonic()
-        with self.updates.begun(self.data, passes=self.planned * self.options.batch / len(self.data.groups)):
-            if not self.step:  # the time of a run that goes on holds it already
-                self._looked(began)
-            return self._steps(report, watch)
-
-    def _steps(self, report: Report | None, watch: Watch | None) -> TrainResult:
         watching = agreed(self.accelerator, watch is not None)
         stop = self.stop or agreed(self.accelerator, self._spent())
         if not self.looks:
             self._look()
+        if self.step < self.last and not stop:
+            began = time.monotonic()
+            with self.updates.keeping(self.data, passes=self.options.epochs):
+                if not self.step:  # what was spent before an interruption holds it already
+                    self._aside(began)
+                stop = self._steps(report, watch, watching=watching)
+        if not stop and self.last < self.planned:
+            stop = f"the schedule was shortened to {self.last} of {self.planned} steps, which fit into {self.options.minutes:g} minutes"
+        groups, left = len(self.data.groups), self.data.left_out
+        counts = (self.updates.tokens, self.updates.naive, self.seconds)
+        return TrainResult(self.step, self.planned, groups, left, *counts, stop, self.history, self.watched, self.looks, self.held_before, self.held_out)
+
+    def _steps(self, report: Report | None, watch: Watch | None, *, watching: bool) -> str:
+        """All that are left; why they ended early, or nothing."""
+        stop = ""
         while self.step < self.last and not stop:
             began = time.monotonic()
             figures = self._one_step()
@@ -258,11 +269,7 @@ class _Trainer:
             # a schedule once shortened stays so, also for who goes on after a kill
             if self.step % self.options.save_every == 0 or self.step == self.last or self.last != before or stop:
                 self._save()
-        if not stop and self.last < self.planned:
-            stop = f"the schedule was shortened to {self.last} of {self.planned} steps, which fit into {self.options.minutes:g} minutes"
-        groups, left = len(self.data.groups), self.data.left_out
-        counts = (self.updates.tokens, self.updates.naive, self.seconds)
-        return TrainResult(self.step, self.planned, groups, left, *counts, stop, self.history, self.watched, self.looks, self.held_before, self.held_out)
+        return stop
 
     def _one_step(self) -> dict[str, float]:
         chosen = batch(self.step, len(self.data.groups), self.options)
@@ -274,7 +281,7 @@ class _Trainer:
         began = time.monotonic()
         nothing: tuple[dict[str, float], str] = ({}, "")
         seen, reason = agreed(self.accelerator, watch(self.step, self.model) if watch else nothing)
-        self._looked(began)
+        self._aside(began)
         self.watched.append({"step": self.step} | seen)
         return reason
 
@@ -291,14 +298,14 @@ class _Trainer:
             raise ConfigError(f"{self.objective.name} learns nothing from the groups that are held out", hint="give another held_out, or more data")
         self.held_before = self.held_before or self.held_out
         self.looks.append({"step": float(self.step)} | figures)
-        self._looked(began)
+        self._aside(began)
         return f"held out: {heldout.rule(self.looks, self.held_before, self.held_out)[1]}" if heldout.falling(self.looks) else ""
 
-    def _looked(self, began: float) -> None:
+    def _aside(self, began: float) -> None:
         """Time that is no measure of a step's: of a look, or of what comes before the first."""
         spent = time.monotonic() - began
         self.seconds += spent
-        self.looking += spent
+        self.apart += spent
 
     def _limits(self, figures: dict[str, float]) -> str:
         """A reason to stop that the step itself shows, or nothing."""
@@ -315,7 +322,7 @@ class _Trainer:
         roughly, well = TIMED
         if self.options.minutes is None or self.step < roughly:
             return self.last
-        fits = self.step + (60 * self.options.minutes - self.seconds) / ((self.seconds - self.looking) / self.step)
+        fits = self.step + (60 * self.options.minutes - self.seconds) / ((self.seconds - self.apart) / self.step)
         if fits >= (0.5 if self.step < well else 0.95) * self.last:
             return self.last
         return max(self.step, self.planned * int(20 * fits / self.planned) // 20)
@@ -340,7 +347,7 @@ class _Trainer:
             "looks": self.looks,
             "held_before": self.held_before,
             "held_out": self.held_out,
-            "looking": self.looking,
+            "apart": self.apart,
             "norms": self.norms,
         }
         self.updates.save(self.folder, step=self.step, state=state)
@@ -352,7 +359,7 @@ class _Trainer:
         self.updates.steps, self.updates.tokens, self.updates.naive = state["step"], state["tokens"], state["naive"]
         self.seconds = state["seconds"]
         self.history, self.watched, self.norms, self.stop = state["history"], state["watched"], state["norms"], state["stop"]
-        self.looks, self.held_before, self.held_out, self.looking = (state[name] for name in ("looks", "held_before", "held_out", "looking"))
+        self.looks, self.held_before, self.held_out, self.apart = (state[name] for name in ("looks", "held_before", "held_out", "apart"))
         last, minutes = state["last"]
         self.last = last if minutes == self.options.minutes else self.planned  # other time, another plan
 

@@ -185,11 +185,12 @@ class Updates:
             self.trainables.publish()
         return state
 
-    def begun(self, data: Data, *, passes: float) -> AbstractContextManager[None]:
+    def keeping(self, data: Data, *, passes: float) -> AbstractContextManager[None]:
         """While inside, blocks below the lowest adapter are not run again for this data, which is gone through `passes` times; see `frozen.kept`."""
         if self.accelerator.num_processes > 1:  # each would compute all of it for its share of the steps
             return nullcontext()
-        count = abreast.threads(self.model.device, len(data.groups)) if self._divisible else 1
+        tokens = sum(map(len, data.paths.ids))
+        count = abreast.threads(self.model.device, tokens // TOKENS_EACH) if self._divisible else 1
         engines = self._beside(count) if count > 1 else [self.model.engine]
         return frozen.kept(engines, data.paths, passes=passes, keep_last=self.heads.place == "leaf")
 

@@ -111,10 +111,11 @@ def _costs(cost: dict[str, Any], steps: int, options: TrainOptions) -> list[str]
 
 
 def _tried(data: Data, groups: Sequence[Group], options: TrainOptions) -> list[Group]:
-    """As they were given, groups for two whole steps (or for one, made twice): the first ones of the schedule, and last the one with the most tokens."""
+    """As they were given, groups for two whole steps, or for one that is made twice: the first ones of the schedule, and last the one with the most tokens."""
+    from fiducial.training.frozen import PASSES
     from fiducial.training.loop import batch
 
-    count = 2 * options.batch if len(data.groups) >= 2 * options.batch else min(options.batch, len(data.groups))
+    count = min(options.batch if options.epochs >= PASSES else 2 * options.batch, len(data.groups))
     order = batch(0, len(data.groups), options.model_copy(update={"batch": len(data.groups), "epochs": 1.0}))
     largest = max(order, key=lambda g: sum(len(data.paths.ids[path]) for path in data.paths_of([g])))
     chosen = [*[g for g in order if g != largest][: count - 1], largest]
@@ -126,6 +127,7 @@ def _cost(model: LocalModel, groups: Sequence[Group], objective: Objective, opti
     """Seconds, tokens and memory of two steps, and how many weights they move; where they do not fit, that alone. The model is another one afterwards."""
     import torch
 
+    from fiducial.training.frozen import PASSES
     from fiducial.training.loop import train
 
     on_gpu = model.device.type == "cuda"
@@ -137,8 +139,11 @@ def _cost(model: LocalModel, groups: Sequence[Group], objective: Objective, opti
         at.append(time.monotonic())
         done(1)
 
-    twice = len(groups) < 2 * options.batch
-    two = {"epochs": 2.0 if twice else 1.0, "batch": len(groups) if twice else options.batch}
+    # in one pass or in several as the training itself, which keeps what frozen blocks make of data that comes again
+    again = options.epochs >= PASSES
+    each = min(options.batch, len(groups))
+    groups = groups[-each:] if again else [*groups, *groups][-2 * each :]
+    two = {"epochs": 2.0 if again else 1.0, "batch": each}
     changed = two | {"held_out": 0.0, "save_every": 10**9, "watch_every": 0, "minutes": None}
     try:
         with TemporaryDirectory() as folder:

@@ -75,6 +75,8 @@ class Figure:
     data: str = ""
     """What must agree for two figures to be comparable."""
     proportion: bool = False
+    design: float = 1.0
+    """Kish's design effect of a proportion."""
 
     def __str__(self) -> str:
         return f"{self.value:.3g} ({self.low:.3g} to {self.high:.3g}, n = {self.n})"
@@ -119,15 +121,15 @@ def figures(run: Run) -> Iterator[tuple[str, Figure]]:
 
 
 def _rates(stage: str, attempts: list[Any]) -> Iterator[tuple[str, Figure]]:
-    from fiducial.core.intervals import Rate
+    from fiducial.app.measure import tally
 
     for name, harmful in (("harmful compliance", True), ("refusal of harmless requests", False)):
         some = [a for a in attempts if (a.prompt.expected == "refuse") == harmful and a.scored]
         # the same prompt under two attacks is two items; models differ between runs, so the attempt's own id cannot pair them
         items = {f"{a.attack} {a.prompt.id}": float(a.failed) for a in some}
         if some:
-            rate = Rate(sum(a.failed for a in some), len(some))
-            yield f"{stage}{name}", Figure(rate.value, *rate.interval(), rate.n, items, proportion=True)
+            rate = tally(some).rate
+            yield f"{stage}{name}", Figure(rate.value, *rate.interval(), rate.n, items, proportion=True, design=rate.design)
 
 
 def _files(run: Run, name: str) -> list[Path]:
@@ -153,13 +155,13 @@ def _compared(name: str, a: Figure | None, b: Figure | None) -> dict[str, Any]:
         x, y = [a.items[k] for k in shared], [b.items[k] for k in shared]
         p = mcnemar(sum(u > v for u, v in zip(x, y, strict=True)), sum(u < v for u, v in zip(x, y, strict=True)))
         # the interval of two independent samples is wider than that of pairs, and unlike it never shrinks to nothing when n is small
-        value, low, high = difference(Rate(round(sum(y)), len(y)), Rate(round(sum(x)), len(x)))
+        value, low, high = difference(Rate(round(sum(y)), len(y), b.design), Rate(round(sum(x)), len(x), a.design))
         return row | {"difference": value, "low": low, "high": high, "p": p, "how": f"{len(shared)} same items, McNemar p = {p:.2g}"}
     if len(shared) > 1:
         mean = paired_difference([b.items[k] for k in shared], [a.items[k] for k in shared])
         low, high = mean.interval()
         return row | {"difference": mean.value, "low": low, "high": high, "how": f"paired, {mean.n} items"}
     if a.proportion and b.proportion:
-        value, low, high = difference(Rate(round(b.value * b.n), b.n), Rate(round(a.value * a.n), a.n))
+        value, low, high = difference(Rate(round(b.value * b.n), b.n, b.design), Rate(round(a.value * a.n), a.n, a.design))
         return row | {"difference": value, "low": low, "high": high, "how": "two samples"}
     return row | {"difference": b.value - a.value, "how": "no items to pair"}
