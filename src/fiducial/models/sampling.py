@@ -281,7 +281,7 @@ def _choose(rows: Sequence[_Row], logits_RV: Tensor, settings: Settings) -> None
 def _normaliser(logits_RV: Tensor) -> Tensor:
     """Log of the sum of what the logits of each row are the logarithms of, [R], float32; on a CPU few rows at a time, which its cache holds."""
     at_once = CACHED_ROWS if logits_RV.device.type == "cpu" else len(logits_RV)
-    return torch.cat([logsumexp(part.float()) for part in logits_RV.split(at_once)])
+    return torch.cat([logsumexp(logits_RV[first : first + at_once].float()) for first in range(0, len(logits_RV), at_once)])
 
 
 def _draw(logprobs_RV: Tensor, chance: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
