@@ -111,7 +111,7 @@ def design_effect(hits: Sequence[bool], clusters: Sequence[Hashable]) -> float:
     The clustered variance of `mean` over p (1 - p) / n (Kish 1965). Where all trials went alike nothing shows that those of a cluster need not: each
     cluster is worth one trial then, as is a single cluster.
 
-    >>> design_effect([True, True, False, False], ["a", "a", "b", "b"])
+    >>> round(design_effect([True, True, False, False], ["a", "a", "b", "b"]), 6)
     4.0
     """
     found = mean([float(hit) for hit in hits], clusters)
