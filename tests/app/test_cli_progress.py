@@ -38,6 +38,22 @@ def test_a_log_has_a_line_every_ten_seconds_and_one_at_the_end(log):
     ]
 
 
+def test_what_goes_before_the_first_piece_is_no_measure_of_the_others(log):
+    progress, stream, clock = log
+    with progress.task("training", total=100) as task:
+        clock.now += 30
+        task.advance(1)
+        for _ in range(10):
+            clock.now += 2
+            task.advance(1)
+    assert stream.getvalue().splitlines() == [
+        "training 1/100",
+        "training 6/100, 2.0 s each, 3 min 8 s left",
+        "training 11/100, 2.0 s each, 2 min 58 s left",
+        "training 11/100, 4.5 s each, 6 min 45 s left",
+    ]
+
+
 def test_slow_pieces_say_seconds_each_and_the_last_figure_stays(log):
     progress, stream, clock = log
     with progress.task("training") as task:

@@ -183,27 +183,35 @@ class _Counted(Task):
         self._write, self._name, self._total, self._clock = write, name, total, clock
         self._done, self._figure = 0, ""
         self._began = self._last = clock()
+        self._first: tuple[int, float] | None = None
+        """Pieces that came first, and when: what went before them is no measure of the others."""
 
     def advance(self, n: int = 1, figure: str = "") -> None:
         """Counts, and writes a line when the last one is ten seconds old."""
         self._done += n
         self._figure = figure or self._figure
         now = self._clock()
+        self._first = self._first or (self._done, now)
         # the last piece is left to `finish`, which would only repeat it
         if now - self._last >= EVERY and self._done != self._total:
             self._last = now
-            self._write(_line(self._name, self._done, self._total, now - self._began, self._figure))
+            first, then = self._first
+            self._write(_line(self._name, self._done, self._total, now - self._began, self._figure, pace=(self._done - first, now - then)))
 
     def finish(self) -> None:
         """The line at the end."""
         self._write(_line(self._name, self._done, self._total, self._clock() - self._began, self._figure))
 
 
-def _line(name: str, done: int, total: int | None, seconds: float, figure: str) -> str:
-    """`finding 40/200, 3.9/s, 41 s left, compliance 93%`; the time it took in place of the time left once all is done."""
-    parts = [f"{name} {done}" + (f"/{total}" if total is not None else ""), _rate(done, seconds)]
+def _line(name: str, done: int, total: int | None, seconds: float, figure: str, *, pace: tuple[int, float] | None = None) -> str:
+    """`finding 40/200, 3.9/s, 41 s left, compliance 93%`; the time it took in place of the time left once all is done.
+
+    `pace`: pieces and seconds to judge the speed by, where these are not all.
+    """
+    pieces, span = pace or (done, seconds)
+    parts = [f"{name} {done}" + (f"/{total}" if total is not None else ""), _rate(pieces, span)]
     if total is not None and 0 < done < total:
-        parts.append(f"{duration(seconds * (total - done) / done)} left")
+        parts.append(f"{duration(span * (total - done) / pieces)} left" if pieces else "")
     else:
         parts.append(f"took {duration(seconds)}")
     return ", ".join(p for p in (*parts, figure) if p)
