@@ -86,25 +86,32 @@ def test_two_whole_steps_are_measured_whatever_the_batch(data, groups, batch, ep
 
     options, given = TrainOptions(batch=batch, epochs=epochs, lora_rank=2, lora_depth=0.5), read_groups(data)[3 : 3 + groups]
     model = tiny()
-    chosen = preview._tried(Data.of(model, given, DPO(), options), given, options)
+    read = Data.of(model, given, DPO(), options)
+    again = preview._again(model, read, options)
+    chosen = preview._tried(read, given, options, again=again)
     done = []
-    cost = preview._cost(model, chosen, DPO(), options, done.append)
+    cost = preview._cost(model, chosen, DPO(), options, done.append, again=again)
     assert done == [1, 1]
     assert len(chosen) == min(groups, batch if epochs > 1 else 2 * batch)
     assert cost["seconds_per_step"] > 0
 
 
-@pytest.mark.parametrize(("epochs", "keeps"), [(1.0, False), (3.0, True)])
-def test_the_steps_run_the_frozen_blocks_as_often_as_those_of_the_training(data, epochs, keeps, monkeypatch):
+@pytest.mark.parametrize(("epochs", "most", "keeps"), [(1.0, 1 << 30, False), (3.0, 1 << 30, True), (3.0, 5000, False)])
+def test_the_steps_run_the_frozen_blocks_as_often_as_those_of_the_training(data, epochs, most, keeps, monkeypatch):
     from fiducial.align.dpo import DPO
     from fiducial.app.cli import preview
     from fiducial.data.formats import read_groups
     from fiducial.models.lower import Lower
+    from fiducial.training import frozen
+    from fiducial.training.data import Data
     from fiducial.training.options import TrainOptions
 
-    asked = []
+    asked, model = [], tiny()
+    options, given = TrainOptions(batch=4, epochs=epochs, lora_rank=2, lora_depth=0.5), read_groups(data)[:4]
+    monkeypatch.setattr(frozen, "MOST", most)
     monkeypatch.setattr(Lower, "of", lambda *_: asked.append(1))  # None: nothing is known, and all blocks are run
-    preview._cost(tiny(), read_groups(data)[:4], DPO(), TrainOptions(batch=4, epochs=epochs, lora_rank=2, lora_depth=0.5), lambda _: None)
+    again = preview._again(model, Data.of(model, given, DPO(), options), options)
+    preview._cost(model, given, DPO(), options, lambda _: None, again=again)
     assert bool(asked) == keeps
 
 

@@ -134,13 +134,23 @@ def test_trials_that_go_alike_in_clusters_are_worth_fewer():
     # pairs that went apart are no worse than independent ones
     assert design_effect([True, False] * 10, clusters) == 1.0
     assert design_effect(hits, range(20)) == 1.0
-    assert design_effect([True] * 6, [0, 0, 1, 1, 2, 2]) == 2.0
+    # one of six in three pairs: residuals summed by pair are 4/6, -2/6, -2/6, so the variance is 24/36 / 36 * 3/2 against 5/36 / 6
+    assert design_effect([True] * 6, [0, 0, 1, 1, 2, 2]) == pytest.approx(1.2)
+    assert design_effect([False] * 5 + [True], [0, 0, 1, 1, 2, 2]) == pytest.approx(1.2)
     assert design_effect([False] * 3, ["one"] * 3) == 3.0
     assert design_effect([False] * 3, range(3)) == 1.0
     assert design_effect([True, False, True], ["one"] * 3) == 3.0
     assert design_effect([], []) == 1.0
     with pytest.raises(ValueError, match="at least 1"):
         Rate(1, 2, 0.5)
+
+
+def test_the_fewer_hits_the_lower_the_interval_also_in_clusters():
+    """30 goals under four attacks each, hits on different goals."""
+    goals = [n // 4 for n in range(120)]
+    highs = [Rate(hits, 120, design_effect([n % 4 == 0 and n < 4 * hits for n in range(120)], goals)).interval()[1] for hits in range(12)]
+    assert highs == sorted(highs)
+    assert highs[0] == pytest.approx(Rate(0, 120).interval()[1], rel=0.02)
 
 
 @given(st.integers(0, 500).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))

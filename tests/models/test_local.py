@@ -113,6 +113,22 @@ def test_part_of_a_character_at_the_end_is_left_out_where_the_answer_was_cut_off
     assert (answer.text, answer.finish, answer.completion_tokens) == (text, finish, 5)
 
 
+def test_nor_where_each_byte_of_a_character_is_read_as_broken(model, monkeypatch):
+    """Byte fallback, as in Llama 2: bytes that make no character are broken one by one, and with them whole ones before."""
+    byte = "你好".encode()
+
+    def decode(tokens):
+        try:
+            return bytes(tokens).decode()
+        except UnicodeDecodeError:
+            return "\ufffd" * len(tokens)
+
+    monkeypatch.setattr(model.chat, "decode", decode)
+    monkeypatch.setattr(sampling, "generate", lambda *_, arrived, **__: arrived(0, [sampling.Sampled(tuple(byte[:5]), (0.0,) * 5, "length")]))
+    ((answer,),) = model.sample([user("?")])
+    assert answer.text == "你"
+
+
 def test_scoring_a_completion_gives_its_log_probabilities(model):
     from fiducial.models.forest import Paths
 

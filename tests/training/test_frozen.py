@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from fiducial.align.dpo import DPO
 from fiducial.align.reward_model import RewardModel
 from fiducial.align.sft import SFT
+from fiducial.models.forest import Paths
 from fiducial.models.local import LocalModel
 from fiducial.models.scripted import tiny
 from fiducial.models.tiny import tiny as network
@@ -166,6 +167,15 @@ def test_states_go_when_training_breaks_off(made):
     assert model.engine.lower is None
 
 
+def test_of_a_path_in_two_rows_the_longer_chain_counts():
+    model = adapted()
+    model.engine.budget = 8
+    tokens = tuple(range(10, 18))
+    paths = Paths([tokens, tokens, tokens], [8, 3, 3])  # the first is fed as a whole, the others without their last token
+    lower = frozen._computed([model.engine], paths, 1, keep_last=False)
+    assert len(lower.places[tokens]) == 8
+
+
 @pytest.fixture
 def two_threads():
     before = torch.get_num_threads()
@@ -189,6 +199,7 @@ def test_two_threads_divide_the_rows_and_find_the_same_states_each_time(made, tw
         assert [e.lower for e in engines] == [None, None]
     assert torch.equal(found[0].states, found[1].states)
     assert torch.equal(found[0].states, found[2].states)
+    assert all(torch.equal(found[0].places[tokens], found[1].places[tokens]) for tokens in found[0].places)
     one = adapted()
     torch.set_num_threads(1)
     whole = Updates(one, SFT(), OPTIONS, Accelerator(cpu=True)).step(data, list(range(8)), rate=1e-3)

@@ -108,17 +108,17 @@ def mean(values: Sequence[float], clusters: Sequence[Hashable] | None = None) ->
 def design_effect(hits: Sequence[bool], clusters: Sequence[Hashable]) -> float:
     """How many times the variance of the rate of `hits` is that of independent trials, when trials of one cluster go alike; at least 1.
 
-    The clustered variance of `mean` over p (1 - p) / n (Kish 1965). Where all trials went alike nothing shows that those of a cluster need not: each
-    cluster is worth one trial then, as is a single cluster.
+    The clustered variance of `mean` over p (1 - p) / n (Kish 1965). Trials of a single cluster are worth one. Where all went alike there is no variance to
+    compare, and the first is taken as if it had not: no hits must not look less certain than one.
 
     >>> round(design_effect([True, True, False, False], ["a", "a", "b", "b"]), 6)
     4.0
     """
-    found = mean([float(hit) for hit in hits], clusters)
-    if not found.clusters or found.clusters == found.n:
-        return 1.0
-    independent = found.value * (1 - found.value)
-    return max(1.0, found.se**2 * found.n / independent) if independent and found.clusters > 1 else found.n / found.clusters
+    n, several = len(hits), len(set(clusters))
+    if several in (n, 1):
+        return float(max(1, n) if several == 1 else 1)
+    found = mean([float(hit) for hit in (hits if len(set(hits)) > 1 else [not hits[0], *hits[1:]])], clusters)
+    return max(1.0, found.se**2 * n / (found.value * (1 - found.value)))
 
 
 def paired_difference(after: Sequence[float], before: Sequence[float], clusters: Sequence[Hashable] | None = None) -> Mean:

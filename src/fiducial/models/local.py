@@ -271,8 +271,8 @@ class LocalModel(WhiteBox):
 
     def _completion(self, sample: Sampled, prompt: list[int], stop: Sequence[str]) -> Completion:
         text = self.chat.decode(sample.tokens)
-        if sample.finish == "length":  # the end may be part of a character, such as two of the three bytes of a Chinese one
-            text = text.removesuffix("\ufffd")
+        if sample.finish == "length" and text.endswith("\ufffd"):
+            text = self._whole(sample.tokens)
         cut = min((at for at in (text.find(s) for s in stop) if at >= 0), default=-1)
         return Completion(
             text=text if cut < 0 else text[:cut],
@@ -282,6 +282,11 @@ class LocalModel(WhiteBox):
             prompt_tokens=len(prompt),
             completion_tokens=len(sample.tokens),
         )
+
+    def _whole(self, tokens: Sequence[int]) -> str:
+        """The text without the part of a character that it ends with, such as two of the three bytes of a Chinese one."""
+        texts = [self.chat.decode(tokens[: len(tokens) - missing]) for missing in range(4)]  # of four bytes three can be there, a token each
+        return next((text for text in texts if not text.endswith("\ufffd")), texts[0])
 
     def _stop_check(self, stop: Sequence[str]) -> Any:
         """Whether the newest tokens contain a stop text. A character has at most four tokens, so the tail is enough."""

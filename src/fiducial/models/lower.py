@@ -39,7 +39,7 @@ class Lower:
 
 
 def chains(row: Row, paths: Paths) -> dict[Tokens, Tensor]:
-    """The nodes along each path of a row, from its first token to the last that is fed, [n] each."""
+    """The nodes along each path of a row, from its first token to the last that is fed, [n] each; of equal paths the longest."""
     parent, last = row.parent.tolist(), row.prompt_end.tolist()
     for path, node in zip(row.edge_path.tolist(), row.edge_parent.tolist(), strict=True):
         last[path] = node  # edges are ordered by step
@@ -50,5 +50,7 @@ def chains(row: Row, paths: Paths) -> dict[Tokens, Tensor]:
         while node >= 0:
             chain.append(node)
             node = parent[node]
-        found[tuple(paths.ids[index])] = torch.tensor(chain[::-1], dtype=torch.int64)
+        tokens = tuple(paths.ids[index])
+        if len(chain) > len(found.get(tokens, ())):
+            found[tokens] = torch.tensor(chain[::-1], dtype=torch.int64)
     return found

@@ -8,11 +8,11 @@ from contextlib import contextmanager
 from functools import partial
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fiducial.core.errors import FiducialError
 from fiducial.models import abreast
-from fiducial.models.forest import Paths, Row
+from fiducial.models.forest import Paths, Row, Tokens
 from fiducial.models.lower import Lower, chains
 from fiducial.models.passes import Given, anatomy
 from fiducial.models.scoring import Engine
@@ -80,11 +80,14 @@ def _computed(engines: Sequence[Engine], paths: Paths, blocks: int, *, keep_last
         return None
     states = torch.zeros(total, first.states.shape[1], dtype=first.states.dtype)
     starts = torch.tensor([0, *(len(row.ids) for row in rows)]).cumsum(0).tolist()
-    places = {}
+    places: dict[Tokens, Tensor] = {}
+    for start, row in zip(starts, rows, strict=False):  # in the order of the plan: of a path in two rows always the same one counts
+        for tokens, chain in chains(row, paths).items():
+            if len(chain) > len(places.get(tokens, ())):
+                places[tokens] = chain + start
     shares = [range(number, len(rows), len(engines)) for number in range(len(engines))]
     for number, given in abreast.abreast([partial(_begun, engine, rows, share, blocks) for engine, share in zip(engines, shares, strict=True)]):
         states[starts[number] : starts[number + 1]] = given.states.cpu()
-        places |= {tokens: chain + starts[number] for tokens, chain in chains(rows[number], paths).items()}
     return Lower(blocks, states, places, first.bare)
 
 
@@ -95,7 +98,7 @@ def _begun(engine: Engine, rows: Sequence[Row], share: Sequence[int], blocks: in
 
 def _agrees(engine: Engine, lower: Lower, paths: Paths) -> bool:
     """Whether some paths, in rows of their own, get the numbers that they get from the whole model. Adapters, which move, have no say in it."""
-    some = [paths.ids[i] for i in range(0, len(paths), max(1, len(paths) // CHECKED))]
+    some = [paths.ids[i] for i in range(0, len(paths), max(1, len(paths) // CHECKED))][:CHECKED]
     every_token = Paths(some, [1] * len(some))
     with lora.adapter_off(engine.module):
         engine.score(Paths(some[:1], [1]))  # what the lower blocks may leave behind for the upper ones is of another row then
@@ -103,5 +106,5 @@ def _agrees(engine: Engine, lower: Lower, paths: Paths) -> bool:
         again = engine.score(every_token).edge_logp
         engine.lower = None
         apart = (again - engine.score(every_token).edge_logp).abs()
-    half = next(engine.module.parameters()).dtype.itemsize < 4
+    half = anatomy(engine.module).dtype.itemsize < 4
     return not len(apart) or bool((apart.mean() if half else apart.max()) <= engine.verdict.tolerance)

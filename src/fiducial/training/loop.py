@@ -359,7 +359,8 @@ class _Trainer:
         self.updates.steps, self.updates.tokens, self.updates.naive = state["step"], state["tokens"], state["naive"]
         self.seconds = state["seconds"]
         self.history, self.watched, self.norms, self.stop = state["history"], state["watched"], state["norms"], state["stop"]
-        self.looks, self.held_before, self.held_out, self.apart = (state[name] for name in ("looks", "held_before", "held_out", "apart"))
+        self.looks, self.held_before, self.held_out = (state[name] for name in ("looks", "held_before", "held_out"))
+        self.apart = state.get("apart", 0.0)
         last, minutes = state["last"]
         self.last = last if minutes == self.options.minutes else self.planned  # other time, another plan
 

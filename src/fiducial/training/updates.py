@@ -191,8 +191,7 @@ class Updates:
             return nullcontext()
         tokens = sum(map(len, data.paths.ids))
         count = abreast.threads(self.model.device, tokens // TOKENS_EACH) if self._divisible else 1
-        engines = self._beside(count) if count > 1 else [self.model.engine]
-        return frozen.kept(engines, data.paths, passes=passes, keep_last=self.heads.place == "leaf")
+        return frozen.kept(self._beside(count), data.paths, passes=passes, keep_last=self.heads.place == "leaf")
 
     @property
     def _asked(self) -> dict[str, Any]:

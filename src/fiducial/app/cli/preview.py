@@ -63,7 +63,8 @@ def preview(job: Job, groups: Sequence[Group], objective: Objective, options: Tr
             f"steps: {found['steps']}, of {options.batch} groups each",
         )
         with job.progress.task("two steps, to measure", 2) as task:
-            cost = _cost(model, _tried(data, groups, options), objective, options, task.advance)
+            again = _again(model, data, options)
+            cost = _cost(model, _tried(data, groups, options, again=again), objective, options, task.advance, again=again)
     job.output.shown(*_costs(cost, found["steps"], options), "nothing was kept; to train, leave out --preview")
     job.output.result(found | cost)
     return 0
@@ -110,12 +111,19 @@ def _costs(cost: dict[str, Any], steps: int, options: TrainOptions) -> list[str]
     ]
 
 
-def _tried(data: Data, groups: Sequence[Group], options: TrainOptions) -> list[Group]:
+def _again(model: LocalModel, data: Data, options: TrainOptions) -> bool:
+    """Whether the training comes to the same groups again and may keep what frozen blocks make of them: then a step is made twice, else two."""
+    from fiducial.training.frozen import MOST, PASSES
+
+    size = sum(map(len, data.paths.ids)) * model.width * next(model.module.parameters()).dtype.itemsize
+    return options.epochs >= PASSES and size <= MOST
+
+
+def _tried(data: Data, groups: Sequence[Group], options: TrainOptions, *, again: bool) -> list[Group]:
     """As they were given, groups for two whole steps, or for one that is made twice: the first ones of the schedule, and last the one with the most tokens."""
-    from fiducial.training.frozen import PASSES
     from fiducial.training.loop import batch
 
-    count = min(options.batch if options.epochs >= PASSES else 2 * options.batch, len(data.groups))
+    count = min(options.batch if again else 2 * options.batch, len(data.groups))
     order = batch(0, len(data.groups), options.model_copy(update={"batch": len(data.groups), "epochs": 1.0}))
     largest = max(order, key=lambda g: sum(len(data.paths.ids[path]) for path in data.paths_of([g])))
     chosen = [*[g for g in order if g != largest][: count - 1], largest]
@@ -123,11 +131,12 @@ def _tried(data: Data, groups: Sequence[Group], options: TrainOptions) -> list[G
     return [given[data.names[g]] for g in chosen]
 
 
-def _cost(model: LocalModel, groups: Sequence[Group], objective: Objective, options: TrainOptions, done: Callable[[int], None]) -> dict[str, Any]:
+def _cost(
+    model: LocalModel, groups: Sequence[Group], objective: Objective, options: TrainOptions, done: Callable[[int], None], *, again: bool
+) -> dict[str, Any]:
     """Seconds, tokens and memory of two steps, and how many weights they move; where they do not fit, that alone. The model is another one afterwards."""
     import torch
 
-    from fiducial.training.frozen import PASSES
     from fiducial.training.loop import train
 
     on_gpu = model.device.type == "cuda"
@@ -139,10 +148,9 @@ def _cost(model: LocalModel, groups: Sequence[Group], objective: Objective, opti
         at.append(time.monotonic())
         done(1)
 
-    # in one pass or in several as the training itself, which keeps what frozen blocks make of data that comes again
-    again = options.epochs >= PASSES
     each = min(options.batch, len(groups))
-    groups = groups[-each:] if again else [*groups, *groups][-2 * each :]
+    if not again:
+        groups = [*groups, *groups][-2 * each :]  # two steps, also where there are groups for less
     two = {"epochs": 2.0 if again else 1.0, "batch": each}
     changed = two | {"held_out": 0.0, "save_every": 10**9, "watch_every": 0, "minutes": None}
     try:

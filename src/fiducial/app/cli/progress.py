@@ -191,11 +191,12 @@ class _Counted(Task):
         self._done += n
         self._figure = figure or self._figure
         now = self._clock()
-        self._first = self._first or (self._done, now)
+        if n:
+            self._first = self._first or (self._done, now)
         # the last piece is left to `finish`, which would only repeat it
         if now - self._last >= EVERY and self._done != self._total:
             self._last = now
-            first, then = self._first
+            first, then = self._first or (self._done, now)
             self._write(_line(self._name, self._done, self._total, now - self._began, self._figure, pace=(self._done - first, now - then)))
 
     def finish(self) -> None:

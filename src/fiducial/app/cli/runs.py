@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ from fiducial.app.cli.output import Table
 from fiducial.core.errors import DataError
 
 if TYPE_CHECKING:
+    from fiducial.core.intervals import Rate
     from fiducial.core.run import Run
 
 
@@ -75,8 +76,17 @@ class Figure:
     data: str = ""
     """What must agree for two figures to be comparable."""
     proportion: bool = False
-    design: float = 1.0
-    """Kish's design effect of a proportion."""
+    clusters: dict[str, str] = field(default_factory=dict)
+    """What each item is about, where several may be about the same."""
+
+    def rate(self, keys: Collection[str]) -> Rate:
+        """Of a proportion, the rate of some of its items; that of all trials where there are none."""
+        from fiducial.core.intervals import Rate, design_effect
+
+        if not keys:
+            return Rate(round(self.value * self.n), self.n)
+        values = [self.items[key] for key in keys]
+        return Rate(round(sum(values)), len(values), design_effect([v > 0.5 for v in values], [self.clusters.get(key, key) for key in keys]))
 
     def __str__(self) -> str:
         return f"{self.value:.3g} ({self.low:.3g} to {self.high:.3g}, n = {self.n})"
@@ -129,7 +139,8 @@ def _rates(stage: str, attempts: list[Any]) -> Iterator[tuple[str, Figure]]:
         items = {f"{a.attack} {a.prompt.id}": float(a.failed) for a in some}
         if some:
             rate = tally(some).rate
-            yield f"{stage}{name}", Figure(rate.value, *rate.interval(), rate.n, items, proportion=True, design=rate.design)
+            clusters = {f"{a.attack} {a.prompt.id}": a.prompt.cluster for a in some}
+            yield f"{stage}{name}", Figure(rate.value, *rate.interval(), rate.n, items, proportion=True, clusters=clusters)
 
 
 def _files(run: Run, name: str) -> list[Path]:
@@ -142,7 +153,7 @@ def _stage(run: Run, path: Path) -> str:
 
 
 def _compared(name: str, a: Figure | None, b: Figure | None) -> dict[str, Any]:
-    from fiducial.core.intervals import Rate, difference, mcnemar, paired_difference
+    from fiducial.core.intervals import difference, mcnemar, paired_difference
 
     row: dict[str, Any] = {"figure": name, "first": a and a.value, "second": b and b.value, "difference": None, "low": None, "high": None, "how": ""}
     row |= {"first_text": str(a) if a else "-", "second_text": str(b) if b else "-"}
@@ -155,13 +166,13 @@ def _compared(name: str, a: Figure | None, b: Figure | None) -> dict[str, Any]:
         x, y = [a.items[k] for k in shared], [b.items[k] for k in shared]
         p = mcnemar(sum(u > v for u, v in zip(x, y, strict=True)), sum(u < v for u, v in zip(x, y, strict=True)))
         # the interval of two independent samples is wider than that of pairs, and unlike it never shrinks to nothing when n is small
-        value, low, high = difference(Rate(round(sum(y)), len(y), b.design), Rate(round(sum(x)), len(x), a.design))
+        value, low, high = difference(b.rate(shared), a.rate(shared))
         return row | {"difference": value, "low": low, "high": high, "p": p, "how": f"{len(shared)} same items, McNemar p = {p:.2g}"}
     if len(shared) > 1:
         mean = paired_difference([b.items[k] for k in shared], [a.items[k] for k in shared])
         low, high = mean.interval()
         return row | {"difference": mean.value, "low": low, "high": high, "how": f"paired, {mean.n} items"}
     if a.proportion and b.proportion:
-        value, low, high = difference(Rate(round(b.value * b.n), b.n, b.design), Rate(round(a.value * a.n), a.n, a.design))
+        value, low, high = difference(b.rate(b.items), a.rate(a.items))
         return row | {"difference": value, "low": low, "high": high, "how": "two samples"}
     return row | {"difference": b.value - a.value, "how": "no items to pair"}
