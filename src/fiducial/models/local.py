@@ -283,7 +283,7 @@ class LocalModel(WhiteBox):
             completion_tokens=len(sample.tokens),
         )
 
-    def _whole(self, tokens: Sequence[int]) -> str:
+    def _whole(self, tokens: tuple[int, ...]) -> str:
         """The text without the part of a character that it ends with, such as two of the three bytes of a Chinese one."""
         texts = [self.chat.decode(tokens[: len(tokens) - missing]) for missing in range(4)]  # of four bytes three can be there, a token each
         return next((text for text in texts if not text.endswith("\ufffd")), texts[0])
