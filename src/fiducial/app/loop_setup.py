@@ -42,7 +42,7 @@ class LoopSetup:
         """Those that were asked for, else what suits the default maker on this material."""
         if self.options.maker != DEFAULT_MAKER or self.options.maker_options is not None:
             return self.options.maker_options or {}
-        return {"failure_weight": round(0.5 + self.options.near_twins / 2, 2), "other_languages": 0.7}
+        return {"failure_weight": round(0.5 + 17 / 12 * self.options.near_twins, 2), "other_languages": 0.7}
 
     def _named_objectives(self) -> None:
         """The objective that was asked for, or a look at the names of those to choose among. Raises ConfigError."""
