@@ -19,6 +19,17 @@ SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
 @pytest.fixture
+def two_cores():
+    """What divides its work among threads does so, whatever the machine has."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
 def shared_data() -> Path:
     """The shared data that stands beside a checkout; skips where it is absent."""
     if not SHARED.is_dir():

@@ -10,14 +10,6 @@ from fiducial.models.abreast import MOST, abreast, threads, together, twins
 from fiducial.models.scripted import tiny
 
 
-@pytest.fixture
-def two_cores():
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
-
-
 def test_there_are_no_more_threads_than_cores_parts_or_the_most(two_cores):
     cpu = torch.device("cpu")
     assert [threads(cpu, parts) for parts in (0, 1, 2, 50)] == [1, 1, 2, 2]

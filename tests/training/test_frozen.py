@@ -176,15 +176,7 @@ def test_of_a_path_in_two_rows_the_longer_chain_counts():
     assert len(lower.places[tokens]) == 8
 
 
-@pytest.fixture
-def two_threads():
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
-
-
-def test_two_threads_divide_the_rows_and_find_the_same_states_each_time(made, two_threads):
+def test_two_threads_divide_the_rows_and_find_the_same_states_each_time(made, two_cores):
     found, data = [], None
     for _ in range(3):
         model = adapted()
