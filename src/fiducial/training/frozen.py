@@ -79,13 +79,14 @@ def _computed(engines: Sequence[Engine], paths: Paths, blocks: int, *, keep_last
     if total * first.states[0].nbytes > MOST:
         return None
     states = torch.zeros(total, first.states.shape[1], dtype=first.states.dtype)
+    states[: len(first.states)] = first.states.cpu()
     starts = torch.tensor([0, *(len(row.ids) for row in rows)]).cumsum(0).tolist()
     places: dict[Tokens, Tensor] = {}
     for start, row in zip(starts, rows, strict=False):  # in the order of the plan: of a path in two rows always the same one counts
         for tokens, chain in chains(row, paths).items():
             if len(chain) > len(places.get(tokens, ())):
                 places[tokens] = chain + start
-    shares = [range(number, len(rows), len(engines)) for number in range(len(engines))]
+    shares = [range(1 + number, len(rows), len(engines)) for number in range(len(engines))]
     for number, given in abreast.abreast([partial(_begun, engine, rows, share, blocks) for engine, share in zip(engines, shares, strict=True)]):
         states[starts[number] : starts[number + 1]] = given.states.cpu()
     return Lower(blocks, states, places, first.bare)
