@@ -3,16 +3,17 @@
     python bench/dpo_step.py [--repetitions N] [--threads N] [--small]
 
 TRL runs `compute_loss` and `backward` on its own collated batch, with its padding and its metrics as they are; gradient checkpointing
-is off and dropout is 0 on both sides, and attention is by plain products, on a CPU the fastest for both. Ours is the
-engine's rows, each backward on its own, with the objective of align/dpo; planning the rows is inside the time, collating TRL's batch is
-not. Neither side includes the optimizer. The reference is not the policy (a
-random adapter, or one per cent of noise on the reference), so that the loss is not trivially log 2.
+is off and dropout is 0 on both sides, and attention is by plain products, on a CPU the fastest for both. Ours is what the training loop
+does in a step, the table of the reference and `Updates.gradient` with the objective of align/dpo, once with the engine's choice of rows and
+once with its padded back end: with two threads each takes a pair. Planning the rows is inside the time, collating TRL's batch is not. Both sides
+take the norm of their gradient, and neither includes the optimizer. The reference is not the policy (a random adapter, or one per cent of noise
+on the reference), so that the loss is not trivially log 2.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -23,18 +24,26 @@ import torch
 
 import twins
 from fiducial.align.dpo import DPO
+from fiducial.core.records import Completion, Group, Prompt, user
 from fiducial.models import adapters
 from fiducial.models.forest import Paths
+from fiducial.models.local import LocalModel
 from fiducial.models.planning import stats
 from fiducial.models.scoring import Engine
 from fiducial.training import lora, reference
-from fiducial.training.objective import GroupLogProbs
+from fiducial.training.data import Data
+from fiducial.training.objective import layout
+from fiducial.training.options import TrainOptions
+from fiducial.training.updates import Updates
 
 PAIRS = 2
 BETA = 0.1
 Preference = tuple[list[int], list[int], list[int]]
 """Prompt, chosen, rejected."""
-SAME = "sharing would not pay at these lengths, so tree runs the rows of padded: their ratio is that of a thing to itself"
+UNCLIPPED = 1e9
+"""Largest norm of the gradient: it is computed, but gradients are compared as they are."""
+BACK_ENDS = {"tree": "auto", "padded": "padded"}
+SAME = "sharing would not pay at these lengths, so tree runs the very rows of padded, and there is no ratio between them"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +74,14 @@ class Policies:
     trainer: Any
 
 
+@dataclass(frozen=True, slots=True)
+class Side:
+    """A step that leaves its gradient in `named`, what trains by name, and gives its loss."""
+
+    run: Callable[[], float]
+    named: Mapping[str, torch.Tensor]
+
+
 @contextmanager
 def policies(mode: str, base: Any, tokenizer: Any) -> Iterator[Policies]:
     """Our policy and reference, and TRL's trainer around the same weights."""
@@ -77,30 +94,47 @@ def policies(mode: str, base: Any, tokenizer: Any) -> Iterator[Policies]:
         yield Policies(ours, frozen, trainer)
 
 
-def ours(both: Policies, paths: Paths, engine: Engine, frozen: Engine) -> float:
-    """Our loss; gradients are left in our policy."""
-    objective, pairs = DPO(beta=BETA), len(paths) // 2
+def ours(both: Policies, data: Data, tokenizer: Any, backend: str) -> Side:
+    """Our step in the training loop, with that back end."""
+    from accelerate import Accelerator
+
+    model = LocalModel(both.ours, tokenizer, uri="bench")
+    model.engine = Engine(both.ours, backend=backend)
+    options = TrainOptions(lora_rank=16 if both.frozen is None else 0, clip=UNCLIPPED)
+    updates = Updates(model, DPO(beta=BETA), options, Accelerator(cpu=True))
+    frozen = model.engine if both.frozen is None else Engine(both.frozen, backend=backend)
+    with lora.adapter_off(frozen.module):  # the loop makes the table before there is an adapter
+        team = frozen.team(min(PAIRS, torch.get_num_threads()))
+    chosen = range(PAIRS)
 
     def run() -> float:
+        for p in updates.trainables.parameters:
+            p.grad = None
         with lora.adapter_off(frozen.module):
-            table = reference.logprobs(frozen, paths, fingerprint="")
-        total = 0.0
-        for indices, scores in engine.stream(paths, grad=True):
-            order = sorted(range(len(indices)), key=lambda place: indices[place])
-            logp = scores.path_logp[order].view(-1, 2)
-            base = table[[indices[place] for place in order]].view(-1, 2)
-            policy = _groups(logp, scores.path_len[order].view(-1, 2))
-            loss = objective(policy, policy.with_logp(base)).sum() / pairs
-            loss.backward()
-            total += float(loss.detach())
-        return total
+            table = reference.logprobs(frozen, data.paths, fingerprint="", team=team)
+        return updates.gradient(data, chosen, reference=data.parts.with_logp(data.place(chosen, table)))["loss"]
 
-    return twins.step(both.ours, run)
+    return Side(run, updates.trainables.masters)
 
 
-def _groups(logp: torch.Tensor, length: torch.Tensor) -> GroupLogProbs:
-    chosen = torch.tensor([1.0, 0.0]).expand(len(logp), 2)
-    return GroupLogProbs(logp, length, torch.ones_like(length, dtype=torch.bool), chosen, torch.full((len(logp), 2), torch.nan), torch.ones(len(logp)))
+def theirs(trainer: Any, batch: Any) -> Side:
+    """TRL's step."""
+    named = {name: p for name, p in trainer.model.named_parameters() if p.requires_grad}
+
+    def run() -> float:
+        loss = twins.peer_step(trainer, batch)
+        torch.nn.utils.clip_grad_norm_(named.values(), UNCLIPPED)
+        return loss
+
+    return Side(run, named)
+
+
+def data_of(asked: Sequence[Preference]) -> Data:
+    """The pairs as the training loop has them."""
+    groups = [Group(prompt=Prompt(messages=user("-")), completions=(Completion(text="-"),) * 2) for _ in asked]
+    paths = Paths.of([(p + answer, len(p)) for p, *answers in asked for answer in answers], group=[n for n in range(len(asked)) for _ in range(2)])
+    parts = layout(groups, [[len(answer) for answer in answers] for _, *answers in asked], None)
+    return Data(groups, [str(n) for n in range(len(asked))], paths, [2 * n for n in range(len(asked))], parts)
 
 
 def preferences(text: Text, setting: Setting) -> list[Preference]:
@@ -109,41 +143,32 @@ def preferences(text: Text, setting: Setting) -> list[Preference]:
     return [(text.take(setting.prompt), text.take(least, setting.completion), text.take(least, setting.completion)) for _ in range(PAIRS)]
 
 
-def sides_of(both: Policies, asked: Sequence[Preference]) -> dict[str, Callable[[], float]]:
+def sides_of(both: Policies, asked: Sequence[Preference]) -> dict[str, Side]:
     """What is timed, by name."""
-    paths = _paths(asked)
+    tokenizer = both.trainer.processing_class
     batch = both.trainer.data_collator([{"prompt_ids": p, "chosen_ids": c, "rejected_ids": r} for p, c, r in asked])
-    run: dict[str, Callable[[], float]] = {"TRL": lambda: twins.peer_step(both.trainer, batch)}
-    for name, backend in (("tree", "auto"), ("padded", "padded")):
-        engine: Any = Engine(both.ours, backend=backend)
-        frozen: Any = engine if both.frozen is None else Engine(both.frozen, backend=backend)
-        run[name] = lambda engine=engine, frozen=frozen: ours(both, paths, engine, frozen)
-    return run
+    return {"TRL": theirs(both.trainer, batch)} | {name: ours(both, data_of(asked), tokenizer, backend) for name, backend in BACK_ENDS.items()}
 
 
-def _paths(asked: Sequence[Preference]) -> Paths:
-    return Paths.of([(p + answer, len(p)) for p, *answers in asked for answer in answers], group=[n for n in range(len(asked)) for _ in range(2)])
-
-
-def outcome(both: Policies, run: dict[str, Callable[[], float]], side: str) -> tuple[float, dict[str, torch.Tensor]]:
+def outcome(side: Side) -> tuple[float, dict[str, torch.Tensor]]:
     """Loss and gradients of one side."""
-    loss = run[side]()
-    module = both.trainer.model if side == "TRL" else both.ours
-    found = twins.gradients(module)
-    module.zero_grad(set_to_none=True)
+    loss = side.run()
+    found = {name: p.grad.detach().float().clone() for name, p in side.named.items() if p.grad is not None}
+    for p in side.named.values():
+        p.grad = None
     return loss, found
 
 
 def exact(both: Policies, asked: Sequence[Preference]) -> tuple[float, dict[str, torch.Tensor], dict[str, int | str]]:
     """In float32: the largest difference from TRL of both our back ends, TRL's gradient, and token counts."""
-    run = sides_of(both, asked)
-    truth, gradient = outcome(both, run, "TRL")
+    sides = sides_of(both, asked)
+    truth, gradient = outcome(sides["TRL"])
     losses, apart = [], []
-    for side in ("tree", "padded"):
-        loss, found = outcome(both, run, side)
+    for name in BACK_ENDS:
+        loss, found = outcome(sides[name])
         losses.append(abs(loss - truth))
         apart.append(twins.apart(found, gradient))
-    paths = _paths(asked)
+    paths = data_of(asked).paths
     rows = Engine(both.ours).plan(paths, grad=True)
     tokens = stats(paths, rows)
     padded = len(paths) * max(len(ids) for ids in paths.ids)
@@ -167,17 +192,18 @@ def measure(bench: Bench, loaded: Models, mode: str) -> None:
         return
     with policies(mode, loaded.modules["bfloat16"], loaded.tokenizer) as both:
         for setting in settings:
-            run = sides_of(both, asked[setting.name])
-            errors = {side: twins.apart(outcome(both, run, side)[1], known[setting.name][1]) for side in run}
-            times, _ = interleave(run, bench.repetitions, warm=False)
+            sides = sides_of(both, asked[setting.name])
+            errors = {name: twins.apart(outcome(side)[1], known[setting.name][1]) for name, side in sides.items()}
+            times, _ = interleave({name: side.run for name, side in sides.items()}, bench.repetitions, warm=False)
             bench.add(case(setting, mode, "bfloat16", known[setting.name], times, errors))
 
 
 def case(setting: Setting, mode: str, dtype: str, known: Any, times: Any, errors: dict[str, float]) -> Case:
     """The record of one length."""
     difference, _, counts = known
-    claims = [Claim("tree", "TRL", setting.targets.get(mode)), Claim("tree", "padded", setting.sharing), Claim("padded", "TRL")]
-    note = SAME if counts["rows"] == "padded" else ""
+    same = counts["rows"] == "padded"
+    claims = [Claim("tree", "TRL", setting.targets.get(mode)), Claim("padded", "TRL")] + [Claim("tree", "padded", setting.sharing)] * (not same)
+    note = SAME if same else ""
     return Case(f"{mode}, {setting.name}", dtype, claims, times, difference, TOLERANCE, "loss; gradient, relative L2", errors, counts, note)
 
 

@@ -130,7 +130,7 @@ def test_a_step_in_two_threads_is_the_step_in_one(made, monkeypatch, objective):
     """Loss, figures and gradient; the weights of an adapter, float32."""
     import fiducial.training.updates as module
 
-    monkeypatch.setattr(module, "TOKENS_EACH", 1)
+    monkeypatch.setattr(module.abreast, "TOKENS_EACH", 1)
     options = OPTIONS.model_copy(update={"lora_rank": 2})
     found = []
     before = torch.get_num_threads()
@@ -165,7 +165,7 @@ def test_a_step_plans_its_rows_once(made, monkeypatch):
     import fiducial.training.updates as module
     from fiducial.models.scoring import Engine
 
-    monkeypatch.setattr(module, "TOKENS_EACH", 1)
+    monkeypatch.setattr(module.abreast, "TOKENS_EACH", 1)
     planned, plan, copied, before = [], Engine.plan, [], torch.get_num_threads()
     monkeypatch.setattr(Engine, "plan", lambda self, paths, **more: (planned.append(len(paths)), plan(self, paths, **more))[1])
     options = OPTIONS.model_copy(update={"lora_rank": 2})
@@ -195,7 +195,7 @@ def test_gradients_reach_the_optimizer_in_the_order_of_their_weights(made, monke
     """On a CPU torch's fused AdamW reads any other order wrong, and gives no error."""
     import fiducial.training.updates as module
 
-    monkeypatch.setattr(module, "TOKENS_EACH", 1)
+    monkeypatch.setattr(module.abreast, "TOKENS_EACH", 1)
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:

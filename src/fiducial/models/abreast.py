@@ -17,11 +17,24 @@ T = TypeVar("T")
 
 MOST = 4
 """Threads. With more of them Python's lock is what they wait for."""
+TOKENS_EACH = 128
+"""Fewer tokens to score are not worth a thread of their own."""
 
 
 def threads(device: torch.device, parts: int) -> int:
     """How many threads work that falls into so many parts is worth; one where there is no CPU to divide."""
     return max(1, min(torch.get_num_threads(), MOST, parts)) if device.type == "cpu" else 1
+
+
+def divided(sizes: Sequence[int], count: int) -> list[list[int]]:
+    """Indices of the sizes in `count` parts of about the same sum, the largest first to the emptiest; those of a part ascend."""
+    parts: list[list[int]] = [[] for _ in range(count)]
+    sums = [0] * count
+    for index in sorted(range(len(sizes)), key=lambda i: (-sizes[i], i)):
+        least = sums.index(min(sums))
+        parts[least].append(index)
+        sums[least] += sizes[index]
+    return [sorted(part) for part in parts]
 
 
 def twins(module: torch.nn.Module, count: int) -> list[torch.nn.Module]:

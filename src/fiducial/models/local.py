@@ -91,12 +91,16 @@ class LocalModel(WhiteBox):
 
     @property
     def engine(self) -> Engine:
-        """Scores token sequences, each shared token once. A new one when `module` was replaced."""
+        """Scores token sequences, each shared token once. A new one when `module` was replaced; may be set to one with another back end."""
         if self._engine is None or self._engine.module is not self.module:
             from fiducial.models.scoring import Engine
 
             self._engine = Engine(self.module)
         return self._engine
+
+    @engine.setter
+    def engine(self, engine: Engine) -> None:
+        self._engine = engine
 
     @property
     def eos_ids(self) -> frozenset[int]:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from fiducial.core.errors import DataError, ModelError
+from fiducial.models import abreast
 from fiducial.models.forest import Paths, Row
 from fiducial.models.head import HeadScores, module_logprobs, selected_logprobs
 from fiducial.models.lower import Lower
@@ -92,6 +93,13 @@ class Engine:
         other = Engine(module, budget=self.budget, cells=self.cells)
         other._asked, other._verdict, other.lower = self._asked, self.verdict, self.lower
         return other
+
+    def team(self, count: int) -> list[Engine]:
+        """This engine and others around the same parameters, one for each of `count` threads; itself alone where the model cannot be copied.
+
+        The others have the model as it is now: hooks put on it and adapters switched off later are not theirs.
+        """
+        return [self, *(self.beside(module) for module in abreast.twins(self.module, count)[1:])]
 
     @property
     def backend(self) -> str:

@@ -43,8 +43,8 @@ if TYPE_CHECKING:
 
 APART, APART_16_BIT = 1e-4, 0.1
 """Nats per token, on average over a step, that rounding may put between two passes of one model, by the precision of its weights."""
-TOKENS_EACH = 128
-"""Fewer tokens are not worth a thread of their own."""
+MOST_EACH = 1 << 30
+"""Bytes of float32 gradients that each thread may have of its own."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -109,17 +109,20 @@ class Updates:
         self._alone = False
         """Whether the model could not be copied for a second thread."""
 
-    def step(
-        self,
-        data: Data,
-        chosen: Sequence[int],
-        *,
-        rate: float,
-        reference: GroupLogProbs | None = None,
-        mismatched: Tensor | None = None,
-        begins_there: bool = False,
+    def step(self, data: Data, chosen: Sequence[int], *, rate: float, **given: Any) -> dict[str, float]:
+        """One update on the chosen groups of `data`, with what else `gradient` is given, whose figures and errors are those of the step too."""
+        figures = self.gradient(data, chosen, **given)
+        for parameters in self.optimizer.param_groups:
+            parameters["lr"] = rate
+        self.optimizer.step()
+        self.trainables.publish()
+        self.steps += 1
+        return figures | {"learning_rate": rate}
+
+    def gradient(
+        self, data: Data, chosen: Sequence[int], *, reference: GroupLogProbs | None = None, mismatched: Tensor | None = None, begins_there: bool = False
     ) -> dict[str, float]:
-        """One update on the chosen groups of `data`; figures are over the whole step and all processes.
+        """Leaves the clipped gradient of a step with what the optimizer updates; figures are over the whole step and all processes.
 
         `reference` holds all groups of the data under the reference model, `mismatched` its log-probabilities of `data.mismatched(chosen)`;
         `begins_there`: it is the model as it was before the first update. Raises FiducialError when the loss is no longer a number, and before the
@@ -136,15 +139,10 @@ class Updates:
         loss, read = self._backward(work, own, share[torch.tensor(list(mine), dtype=torch.long)])
         self._reduce()
         norm = self._clip()
-        for parameters in self.optimizer.param_groups:
-            parameters["lr"] = rate
-        figures = self._figures(work, own, loss, read, begins=begins_there and not self.steps) | {"grad_norm": norm, "learning_rate": rate}
+        figures = self._figures(work, own, loss, read, begins=begins_there and not self.steps) | {"grad_norm": norm}
         if not math.isfinite(figures["loss"]) or not math.isfinite(norm):
             rows = ", ".join(data.names[g] for g in chosen)
             raise FiducialError(f"the loss is no longer a number at step {self.steps + 1}; groups of the step: {rows}", hint="lower the learning rate")
-        self.optimizer.step()
-        self.trainables.publish()
-        self.steps += 1
         return figures
 
     @torch.no_grad()
@@ -190,7 +188,7 @@ class Updates:
         if self.accelerator.num_processes > 1:  # each would compute all of it for its share of the steps
             return nullcontext()
         tokens = sum(map(len, data.paths.ids))
-        count = abreast.threads(self.model.device, tokens // TOKENS_EACH) if self._divisible else 1
+        count = abreast.threads(self.model.device, tokens // abreast.TOKENS_EACH) if self._divisible else 1
         return frozen.kept(self._beside(count), data.paths, passes=passes, keep_last=self.heads.place == "leaf")
 
     @property
@@ -280,39 +278,31 @@ class Updates:
         return _Part(list(places), own, paths, owner, self._plan(paths, grad=True))
 
     def _parts(self, work: _Work, chosen: list[int]) -> list[_Part]:
-        """The chosen groups, some for each thread; one part where threads do not pay.
-
-        Each thread has a gradient of its own, hence only adapters; and a group that fills several rows is left to `_two_passes`.
-        """
+        """The chosen groups, some for each thread; one part where threads do not pay, or a group fills several rows, which is left to `_two_passes`."""
         places = range(len(chosen))
         size = [sum(len(work.data.paths.ids[p]) for p in work.data.paths_of([g])) for g in chosen]
-        count = abreast.threads(self.model.device, min(len(chosen), sum(size) // TOKENS_EACH)) if self._divisible else 1
+        count = abreast.threads(self.model.device, min(len(chosen), sum(size) // abreast.TOKENS_EACH)) if self._divisible else 1
         if count > 1 and len(self._beside(count)) == count:
-            divided: list[list[int]] = [[] for _ in range(count)]
-            for place in sorted(places, key=lambda i: (-size[i], i)):
-                min(divided, key=lambda part: sum(size[i] for i in part)).append(place)
-            parts = [self._part(work, chosen, sorted(some)) for some in divided]
+            parts = [self._part(work, chosen, some) for some in abreast.divided(size, count)]
             if not any(part.spread for part in parts):
                 return parts
         return [self._part(work, chosen, places)]
 
     @property
     def _divisible(self) -> bool:
-        """Whether gradients are small enough, and lie where they are added up, for each thread to have its own."""
-        direct = all(master is p for p, master in zip(self.trainables.named.values(), self.trainables.masters.values(), strict=True))
-        return self.accelerator.num_processes == 1 and bool(self.options.lora_rank) and direct
+        """Whether gradients are small enough for each thread to have its own."""
+        return self.accelerator.num_processes == 1 and 4 * sum(master.numel() for master in self.trainables.parameters) <= MOST_EACH
 
     def _beside(self, count: int) -> list[Engine]:
         """An engine for each thread, around the same parameters; fewer where the model cannot be copied."""
         if len(self._engines) < count and not self._alone:
-            engine = self.model.engine
-            self._engines = [engine, *(engine.beside(module) for module in abreast.twins(self.model.module, count)[1:])]
+            self._engines = self.model.engine.team(count)
             self._alone = len(self._engines) < count
         return self._engines[:count]
 
     def _abreast(self, work: _Work, share: Tensor, parts: list[_Part]) -> tuple[Tensor, list[Tensor]]:
         """The same with a thread for each part; gradients are added in the order of the parts, so that every run adds alike."""
-        parameters = self.trainables.parameters
+        parameters = list(self.trainables.named.values())
 
         def alone(engine: Engine, part: _Part) -> tuple[Tensor, list[Tensor], list[Tensor | None]]:
             grads: list[Tensor | None] = [None] * len(parameters)
@@ -328,10 +318,7 @@ class Updates:
         sum_of_losses, places = torch.zeros(()), []
         for part, (loss, _, grads) in zip(parts, results, strict=True):
             sum_of_losses += loss
-            for parameter, grad in zip(parameters, grads, strict=True):
-                if grad is not None:
-                    # in the weight's own layout: torch's fused AdamW reads memory on a CPU without a look at strides
-                    parameter.grad = torch.empty_like(parameter).copy_(grad) if parameter.grad is None else parameter.grad.add_(grad)
+            self.trainables.add(grads)
             # of each number that was read, the place of its group
             places += [part.places[group] for group, span in zip(part.owner, self._spans(part.paths), strict=True) for _ in span]
         back = torch.tensor(places).argsort(stable=True)
@@ -416,14 +403,17 @@ class Updates:
                 p.grad = total(self.accelerator, p.grad if p.grad is not None else torch.zeros_like(p))
 
     def _clip(self) -> float:
-        """Scales the whole gradient down to the largest norm; gives the norm that it had."""
+        """Scales the whole gradient down to the largest norm, where it is longer; gives the norm that it had."""
         weights, shared_out = self.trainables.masters, self.trainables.shared_out
+        here = {name: p.grad for name, p in weights.items() if p.grad is not None}
         if not shared_out:
-            return float(torch.nn.utils.clip_grad_norm_(self.trainables.parameters, self.options.clip))
-        here = {name: torch.nn.utils.get_total_norm([p.grad]).square() for name, p in weights.items() if p.grad is not None}
-        parts = torch.zeros((), device=self.model.device) + sum(square for name, square in here.items() if name in shared_out)
-        norm = (total(self.accelerator, parts) + sum(square for name, square in here.items() if name not in shared_out)).sqrt()
-        torch.nn.utils.clip_grads_with_norm_(weights.values(), self.options.clip, norm)
+            norm = torch.nn.utils.get_total_norm(here.values())
+        else:
+            squares = {name: torch.nn.utils.get_total_norm([grad]).square() for name, grad in here.items()}
+            parts = torch.zeros((), device=self.model.device) + sum(square for name, square in squares.items() if name in shared_out)
+            norm = (total(self.accelerator, parts) + sum(square for name, square in squares.items() if name not in shared_out)).sqrt()
+        if not norm <= self.options.clip:  # torch would multiply by 1 otherwise, which is a pass through all of it
+            torch.nn.utils.clip_grads_with_norm_(weights.values(), self.options.clip, norm)
         return float(norm)
 
 
@@ -433,8 +423,8 @@ def _nought(read: Sequence[Tensor]) -> Tensor:
 
 
 def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
-    """The sum of two gradients, of which either may be missing."""
-    return b if a is None else a if b is None else a + b
+    """The sum of two gradients, of which either may be missing; in float32."""
+    return b if a is None else a if b is None else a.float() + b
 
 
 def _at(spans: list[range], indices: Sequence[int]) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +36,14 @@ class Trainables:
             grad = _here(p.grad)
             master.grad = grad.float() if master.grad is None else master.grad.add_(grad)
             p.grad = None
+
+    @torch.no_grad()
+    def add(self, grads: Sequence[Tensor | None]) -> None:
+        """Adds gradients of all of `named`, in their order, to those of the masters."""
+        for master, grad in zip(self.masters.values(), grads, strict=True):
+            if grad is not None:
+                # in the weight's own layout: torch's fused AdamW reads memory on a CPU without a look at strides
+                master.grad = torch.empty_like(master).copy_(grad) if master.grad is None else master.grad.add_(grad)
 
     @torch.no_grad()
     def publish(self) -> None:
