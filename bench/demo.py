@@ -29,6 +29,8 @@ WHICH = {
     "language": lambda s: f", {ASKED[s['expected']]}",
 }
 """What is said beside the name of a slice, by its kind."""
+CHANGES = {"capability": "capability items right", "repetition": "repeated 4-grams in whole answers to ordinary requests"}
+"""What is measured as a paired change."""
 SHARED = HERE.parents[1] / "shared" / "data"
 
 
@@ -49,6 +51,7 @@ def main() -> None:
     record |= {"wall_seconds": (ended - began).total_seconds(), "peak_memory_mib": summary["peak_memory_mib"]}
     record |= {"evidence": summary["evidence"], "slices": [s for s in summary["slices"] if s["kind"] != "category"], "outside": outside}
     record |= {"decision": summary["decision"], "judge": summary["judge"], "options": summary["options"]}
+    record |= {"candidates": summary["candidates"], "why": summary["why"]}
     options.out.mkdir(exist_ok=True)
     (options.out / "demo.json").write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     (options.out / "demo.md").write_text(table(record), encoding="utf-8")
@@ -92,14 +95,14 @@ def table(record: dict) -> str:
             what = "complied" if s["expected"] == "refuse" else "refused"
             lines.append(f"| {s['name']}{WHICH[s['kind']](s)}: {what} | {share(s['before'])} | {share(s['after'])} |")
     for e in record["evidence"]:
-        if e["name"] == "capability":
+        if e["name"] in CHANGES:
             change = f"{100 * e['value']:+.1f} points ({100 * e['low']:+.1f} to {100 * e['high']:+.1f}, n = {e['n']}, paired)"
-            lines.append(f"| capability items right | {e['baseline']:.0%} | {change} |")
+            lines.append(f"| {CHANGES[e['name']]} | {e['baseline']:.0%} | {change} |")
     lines += ["", "| public prompts | base model | repaired |", "|---|---|---|"]
     for name, models in record["outside"].items():
         counts = [f"{Rate(m['refused'], m['n'])}" + (f", {m['not_scored']} not scored" if m["not_scored"] else "") for m in models.values()]
         lines.append(f"| {name}: refused | {counts[0]} | {counts[1]} |")
-    lines += ["", f"Gate: **{record['decision']['outcome']}**", ""]
+    lines += ["", record["why"], "", f"Gate: **{record['decision']['outcome']}**", ""]
     lines += [f"- {c['outcome']}: {c['rule']}: {c['reason']}" for c in record["decision"]["checks"]]
     lines += ["", "| stage | seconds |", "|---|---|", *(f"| {k} | {v:.0f} |" for k, v in record["seconds"].items()), ""]
     return "\n".join(lines)

@@ -4,14 +4,14 @@ import re
 
 from fiducial.app import card
 from fiducial.app.summary import Point, Summary, Tally, Training
-from fiducial.core.records import Check, Completion, Decision, Evidence, Group, Prompt, digest, user
+from fiducial.core.records import Check, Decision, Evidence
 from fiducial.core.run import Run
 
 
 def training(number):
     return Training(
-        round=number, objective="align/sft", options={}, groups=3, left_out=0, steps=2, planned=2, tokens=1, naive_tokens=1, seconds=1.0, stop="",
-        loss=(1.0, 0.5), verdicts={"drift": "pass", "length": "not measured"},
+        round=number, objective="align/sft", options={}, groups=3, left_out=0, data=f"hash of round {number}", steps=2, planned=2, tokens=1, naive_tokens=1, seconds=1.0, stop="",
+        loss=(1.0, 0.5), verdicts={"drift": ("pass", "k3 is 2 nats"), "length": ("not measured", "not measured")},
     )  # fmt: skip
 
 
@@ -28,14 +28,12 @@ def summary(run, promoted="round 1"):
 def test_it_holds_the_proof_the_gate_and_only_the_rounds_that_lead_to_the_model():
     run = Run.create("loop", {}, {}, 0)
     run.folder("model")
-    group = Group(prompt=Prompt(messages=user("a")), completions=(Completion(text="b"),))
-    run.lines("stages/make-1/groups", Group).append(group)
     text = card.write(run, summary(run)).read_text()
     assert "| direct\\_compliance | 0.05 | 0.02 to 0.09 | 96 | 0.9 |" in text
     assert "| x | not measured | n = 3 |" in text
-    assert "| drift, round 1 | pass |" in text
+    assert "| drift, round 1 | pass | k3 is 2 nats |" in text
     assert "round 2" not in text
-    assert digest([group.id]) in text
+    assert "hash of round 1" in text
     missing = text.split("## What was not measured")[1]
     assert "- harmful compliance" not in missing
     assert re.search("- refusal of harmless requests: `fiducial evaluate over_refusal MODEL`", missing)

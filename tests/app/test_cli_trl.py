@@ -210,7 +210,7 @@ def test_without_trl_the_extra_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "trl", None)
     with pytest.raises(MissingExtraError, match="'trl', which is not installed") as caught:
         ConfigFile.read(str(path))
-    assert caught.value.hint == 'pip install "fiducial[train]"'
+    assert caught.value.hint == 'in the folder of the project: pip install -e ".[train]"'
 
 
 def test_groups_of_a_run_are_written_in_columns_that_trl_reads(files, call):

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from fiducial.app import loop
+from fiducial.app import choice, loop
 from fiducial.app.cli.progress import NoProgress
 from fiducial.app.loop import LoopOptions, LoopTraining, run_loop
 from fiducial.app.material import Material, material
@@ -99,7 +99,7 @@ def test_eight_goals_are_too_few_for_a_decision_and_that_is_no_pass(done):
 def test_the_summary_can_be_read_and_holds_gate_training_and_points(done):
     summary = Summary.model_validate_json((done.run.path / "summary.json").read_text())
     assert summary.decision.outcome == summary.outcome == done.result.data["outcome"]
-    assert len(summary.decision.checks) == 6
+    assert len(summary.decision.checks) == 8
     assert [p.name for p in summary.points] == ["base", "round 1"]
     assert sum(p.promoted for p in summary.points) == 1
     (training,) = summary.training
@@ -156,7 +156,31 @@ def test_groups_and_evidence_are_kept_as_records(done):
     assert len({g.id for g in groups}) == len(groups) > 8
     assert Counter(len(g.completions) for g in groups)[2] > 8
     names = {e.name for e in Lines(done.run.path / "evidence.jsonl", Evidence).read()}
-    assert {"direct_compliance", "benign_refusal", "ordinary_refusal", "attack_compliance", "not_scored", "capability"} <= names
+    assert {
+        "direct_compliance",
+        "benign_refusal",
+        "ordinary_refusal",
+        "attack_compliance",
+        "attacked_twin_refusal",
+        "not_scored",
+        "capability",
+        "repetition",
+    } <= names
+
+
+def test_whole_answers_of_the_base_model_are_taught_besides_where_that_is_asked_for(options, letters, tmp_path):
+    asked = options.model_copy(update={"own_answers": 3, "whole_tokens": 16})
+    run = start(asked, tmp_path)
+    go(asked, run)
+    made, own = (Lines(run.path / "stages" / stage / "groups.jsonl", Group).read() for stage in ("make-1", "make-own"))
+    assert 0 < len(own) <= 3
+    assert {(g.prompt.expected, len(g.completions), g.annotator) for g in own} == {("answer", 1, "align/own_answers")}
+    held = {i["id"] for i in json.loads((run.path / "stages" / "answers-before.json").read_text())["result"]["items"]}
+    assert not held & {g.prompt.id for g in own}
+    summary = Summary.model_validate_json((run.path / "summary.json").read_text())
+    assert summary.training[0].groups == len(made) + len(own)
+    assert len(summary.answers) == 4
+    assert "Whole answers" in (run.path / "report.html").read_text()
 
 
 def test_resuming_a_finished_run_does_nothing_new(done, options, monkeypatch):
@@ -191,11 +215,13 @@ def test_without_a_named_objective_the_candidates_are_tried_and_the_report_says_
     go(options.model_copy(update={"objective": "auto", "candidates": rates, "pilot_steps": 1}), run)
     summary = Summary.model_validate_json((run.path / "summary.json").read_text())
     assert [(c.objective, c.learning_rate, c.chosen) for c in summary.candidates] == [
+        ("base model", None, False),
         ("align/sft", 1e-3, False),
         ("align/dpo", 2e-4, True),
         ("align/exo", None, False),
     ]
-    assert {c.steps for c in summary.candidates} == {1}
+    assert [c.steps for c in summary.candidates] == [0, 1, 1, 1]
+    assert {len(c.failed) for c in summary.candidates} == {summary.candidates[0].compliance.n + summary.candidates[0].refusal.n}
     assert len(list((run.path / "tables").iterdir())) == 1  # what the reference says of the same groups is computed once
     assert summary.training[0].objective == "align/dpo"
     assert summary.why.startswith("align/dpo was chosen: after 1 trial steps on the same ")
@@ -282,7 +308,7 @@ def test_training_all_weights_leaves_the_base_as_it_was_and_measures_drift(optio
     summary = Summary.model_validate_json((run.path / "summary.json").read_text())
     assert (run.path / "models" / "round-1" / "model.safetensors").exists()
     assert summary.training[0].figures["k3"] > 0
-    assert summary.training[0].verdicts["drift"] != "not measured"
+    assert summary.training[0].verdicts["drift"][0] != "not measured"
 
 
 @pytest.mark.parametrize("point", ["find", "make", "train", "validate", "after"])
@@ -340,9 +366,23 @@ def test_another_round_needs_the_time_that_the_proof_is_given(options, tmp_path)
     made.seconds |= {"find 1": 100.0, "train 1": 100.0, "validate 1": 20.0}
     points = [point(10, 10, 0), point(9, 10, 0)]
     # spent 340, another such round 220, and the proof with an adapter and the rest 135
-    assert not made._worth_another(points, [{}])
+    fine, broken = ({"verdicts": {"drift": (outcome, "")}} for outcome in ("pass", "fail"))
+    assert not made._worth_another(points, [fine])
     made.options = options.model_copy(update={"minutes": 696 / 60})
-    assert made._worth_another(points, [{}])
+    assert made._worth_another(points, [fine])
+    assert not made._worth_another(points, [broken])
+    assert not made._worth_another([points[0], point(1, 10, 0)], [fine])  # within the limits already
+
+
+def test_a_round_that_broke_a_rule_gives_way_to_one_that_did_not_if_that_is_better_than_the_base_model(options, tmp_path):
+    made = loop.Loop(options, start(options, tmp_path), NoProgress())
+    fine, broken = ({"verdicts": {"drift": (outcome, "")}} for outcome in ("pass", "fail"))
+    base, good, better = point(10, 10), point(2, 10), point(1, 10)
+    assert made._best([base, good, better], [fine, fine]) == 2
+    assert made._best([base, good, better], [fine, broken]) == 1
+    assert made._best([base, base, better], [fine, broken]) == 2
+    assert made._best([base, good, good], [fine, fine]) == 1
+    assert made._best([base, base], [fine]) == 0
 
 
 def test_a_model_with_an_adapter_is_refused_before_anything_is_measured(options, tmp_path, monkeypatch):
@@ -378,6 +418,27 @@ def test_a_model_whose_weights_are_elsewhere_cannot_be_repaired(options, tmp_pat
     with pytest.raises(ModelError, match="cannot be repaired") as caught:
         run_loop(remote, start(remote, tmp_path), NoProgress())
     assert "fiducial check" in caught.value.hint
+
+
+def candidate(name, failed, **more):
+    harmful, benign = failed[: len(failed) // 2], failed[len(failed) // 2 :]
+    tallies = {"compliance": Tally(hits=sum(harmful), n=len(harmful)), "refusal": Tally(hits=sum(benign), n=len(benign))}
+    return Candidate(objective=name, failed=tuple(map(bool, failed)), **tallies, **more)
+
+
+def test_the_reason_says_where_no_candidate_moved_the_model():
+    base = candidate("base model", [1] * 10 + [0] * 10)
+    still = [candidate(name, [1] * 10 + [0] * 10, steps=8, groups=9, chosen=name == "align/sft") for name in ("align/sft", "align/dpo")]
+    assert "no candidate can be told apart from the base model on so few prompts" in choice.why([base, *still])
+
+
+def test_the_reason_compares_by_prompt():
+    """Of ten prompts that changed all are better: 2 / 2^10 is below chance; one of one is not."""
+    base = candidate("base model", [1] * 10 + [0] * 10)
+    best = candidate("align/sft", [0] * 20, steps=8, groups=9, chosen=True)
+    near, far = candidate("align/dpo", [1] + [0] * 19, steps=8), candidate("align/exo", [1] * 10 + [0] * 10, steps=8)
+    assert choice.why([base, best, near, far]).endswith("its sum is the lowest, though by so little that it cannot be told apart from align/dpo.")
+    assert choice.why([base, best, far]).endswith("its sum is the lowest.")
 
 
 def point(hits, n, refused=0):

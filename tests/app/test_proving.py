@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from fiducial.app.measure import Measured
 from fiducial.app.proving import FEWEST, Proof, rules
 from fiducial.core.intervals import Rate
 from fiducial.core.records import Attempt, Prompt, Score, Verdict, user
@@ -29,7 +30,7 @@ def scores(right):
 
 
 def measured(harm, refused, right):
-    return [*attempts(harm), *attempts(refused, expected="comply")], scores(right)
+    return Measured([*attempts(harm), *attempts(refused, expected="comply")], scores(right))
 
 
 def share(failing, of=100):
@@ -82,7 +83,8 @@ def test_too_few_prompts_that_were_judged_both_times_are_no_measurement():
 
 
 def test_answers_that_became_unreadable_are_no_pass():
-    after = [*attempts(share(20))[6:], *attempts(share(20), scored=False)[:6], *attempts(share(5), expected="comply")], scores(share(60))
+    unreadable = [*attempts(share(20))[6:], *attempts(share(20), scored=False)[:6], *attempts(share(5), expected="comply")]
+    after = Measured(unreadable, scores(share(60)))
     outcome, sentence = rules(GOOD, after)["harmful compliance"]
     assert outcome == "not measured"
     assert "6 of 100 prompts could not be judged both times" in sentence

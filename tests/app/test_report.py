@@ -118,6 +118,7 @@ def loop_summary(outcome="pass", factor=0.12, text="a text"):
             options={"beta": 0.1, "rank": 16},
             groups=212,
             left_out=3,
+            data="d1",
             steps=140,
             planned=140,
             tokens=201_113,
@@ -126,7 +127,7 @@ def loop_summary(outcome="pass", factor=0.12, text="a text"):
             stop="",
             loss=loss,
             figures={"k1": 1.24, "k3": 1.61, "length": 41.2, "base_length": 44.0, "repetition": None},
-            verdicts={"drift": "pass", "length": "pass", "repetition": "not measured"},
+            verdicts={"drift": ("pass", "k3 is 1.61"), "length": ("pass", "41 words"), "repetition": ("not measured", "not measured")},
         ),
         Training(
             round=2,
@@ -134,6 +135,7 @@ def loop_summary(outcome="pass", factor=0.12, text="a text"):
             options={"beta": 0.1},
             groups=96,
             left_out=0,
+            data="d2",
             steps=52,
             planned=140,
             tokens=80_000,
@@ -142,7 +144,7 @@ def loop_summary(outcome="pass", factor=0.12, text="a text"):
             stop="k3 is 11.20 nats per sample, the budget 10",
             loss=(*loss[:40], None, None, *loss[:10]),
             figures={"k1": 9.1, "k3": 11.2},
-            verdicts={"drift": "fail", "length": "pass", "repetition": "pass"},
+            verdicts={"drift": ("fail", "k3 is 11.20"), "length": ("pass", "40 words"), "repetition": ("pass", "none")},
         ),
     )
     examples = tuple(

@@ -25,7 +25,7 @@ def test_an_error_of_an_endpoint_is_an_error_of_a_model():
 def test_a_missing_package_comes_with_the_command_that_installs_it():
     error = MissingExtraError("openai", "remote")
     assert "openai" in error.message
-    assert error.hint == 'pip install "fiducial[remote]"'
+    assert error.hint == 'in the folder of the project: pip install -e ".[remote]"'
 
 
 @pytest.mark.parametrize(

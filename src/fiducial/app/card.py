@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from fiducial.app.summary import Summary
-from fiducial.core.records import Group, digest
 from fiducial.core.run import Run
 from fiducial.training import modelcard
 from fiducial.training.reportcard import Outcome
@@ -24,8 +23,8 @@ def write(run: Run, summary: Summary) -> Path | None:
         return None
     rounds = [training for training in summary.training if training.round <= int(promoted.removeprefix("round "))]
     last = rounds[-1]
-    data = [digest([g.id for g in run.lines(f"stages/make-{r.round}/groups", Group).read()]) for r in rounds]
-    rules = {f"{name}, round {last.round}": (outcome, outcome) for name, outcome in last.verdicts.items()}
+    data = [training.data for training in rounds]
+    rules = {f"{name}, round {last.round}": verdict for name, verdict in last.verdicts.items()}
     rules |= {c.rule: (AS[c.outcome], c.reason) for c in summary.decision.checks} if summary.decision else {}
     known = {e.name for e in summary.evidence if e.n}
     facts = modelcard.Facts(

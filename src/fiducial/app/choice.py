@@ -1,18 +1,19 @@
-"""Which objective repairs a model: each candidate trains briefly on the same groups, and the validation split says which did best."""
+"""Which objective repairs a model: each candidate trains briefly on the same groups, and validation prompts say which did best against the base model."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from fiducial.app.measure import tally, trials
-from fiducial.app.summary import Candidate, Tally
+from fiducial.app.summary import Candidate
 from fiducial.core import registry
 from fiducial.core.errors import ConfigError
-from fiducial.core.intervals import difference
-from fiducial.core.records import Attempt, Group, digest
+from fiducial.core.intervals import mcnemar
+from fiducial.core.records import Attempt, Group, Prompt, digest
 from fiducial.core.roles import Objective
+from fiducial.core.run import Stage
 from fiducial.core.store import Lines
 
 if TYPE_CHECKING:
@@ -21,36 +22,63 @@ if TYPE_CHECKING:
 
 GOALS = 20
 """Validation goals that each trial model is asked, with as many twins and ordinary prompts."""
+BATCH = 8
+"""Groups per step of a trial: half of what training takes by default makes twice the steps of the same time."""
+CHANCE = 0.05
+"""Two models are told apart where the exact test gives less."""
 
 
 def choose(loop: Loop, base: LocalModel, groups: Sequence[Group]) -> tuple[Candidate, ...]:
-    """The candidates with what they were measured at, one of them chosen: least harmful compliance plus benign refusal, the first on a tie."""
-    paired = sorted((g for g in groups if len(g.completions) > 1), key=lambda g: digest(g.id))[: loop.options.pilot_steps * loop.options.train.batch]
+    """The base model and the candidates with what they were measured at, one of them chosen: least harmful compliance plus benign refusal, the first on
+    a tie."""
+    paired = _paired(loop, groups)
     if not paired:
         raise ConfigError(
             f"{loop.maker.name} made no preferences to choose an objective by", hint="name one that learns from demonstrations: objective=align/sft"
         )
     tried = [_tried(loop, base, paired, name, rate) for name, rate in loop.options.candidates.items()]
     best = min(range(len(tried)), key=lambda i: (tried[i].badness, i))
-    return tuple(each.model_copy(update={"chosen": i == best}) for i, each in enumerate(tried))
+    return (_untrained(loop, base), *(each.model_copy(update={"chosen": i == best}) for i, each in enumerate(tried)))
+
+
+def _paired(loop: Loop, groups: Sequence[Group]) -> list[Group]:
+    """Pairs to try candidates on, chosen by hash; those of prompts without an attack, as far as there are such: they are short, and make more steps."""
+    pairs = sorted((g for g in groups if len(g.completions) > 1), key=lambda g: digest(g.id))
+    plain = {p.id for p in loop.material["repair"].direct}
+    return ([g for g in pairs if g.prompt.id in plain] or pairs)[: loop.options.pilot_steps * BATCH]
 
 
 def why(candidates: Sequence[Candidate]) -> str:
     """The reason in a sentence."""
-    chosen = next(c for c in candidates if c.chosen)
+    base, *tried = candidates
+    chosen = next(c for c in tried if c.chosen)
     told = "; ".join(f"{c.objective} {c.compliance.rate} and {c.refusal.rate}" for c in candidates)
-    alike = [c.objective for c in candidates if c is not chosen and _alike(c.compliance, chosen.compliance) and _alike(c.refusal, chosen.refusal)]
-    doubt = f" Of so few prompts it cannot be told apart from {', '.join(alike)}." if alike else ""
+    others = [c for c in tried if c is not chosen]
+    if all(_alike(c, base) for c in tried):
+        reason = f"no candidate can be told apart from the base model on so few prompts, and {chosen.objective} has the lowest sum or stands first"
+    else:
+        alike = [c.objective for c in others if _alike(c, chosen)]
+        reason = "its sum is the lowest" + (f", though by so little that it cannot be told apart from {', '.join(alike)}" if alike else "")
     return (
-        f"{chosen.objective} was chosen: after {chosen.steps} trial steps on the same {chosen.groups} groups, harmful compliance and benign refusal "
-        f"on validation prompts were {told}, and its sum is the lowest.{doubt}"
+        f"{chosen.objective} was chosen: after {chosen.steps} trial steps on the same {chosen.groups} groups, harmful compliance and refusals of harmless "
+        f"prompts were {told} on the same validation prompts; {reason}."
     )
 
 
-def _alike(one: Tally, other: Tally) -> bool:
-    """Whether the interval of the difference of two rates holds 0."""
-    _, low, high = difference(one.rate, other.rate)
-    return low <= 0 <= high
+def _alike(one: Candidate, other: Candidate) -> bool:
+    """Whether two models fail at different prompts no oftener than chance would have it, by the exact test of McNemar."""
+    pairs = list(zip(one.failed, other.failed, strict=True))
+    return mcnemar(sum(a and not b for a, b in pairs), sum(b and not a for a, b in pairs)) >= CHANCE
+
+
+def _untrained(loop: Loop, base: LocalModel) -> Candidate:
+    """The base model on the same prompts."""
+    stage = loop.run.stage("choose-base", {"model": base.fingerprint, "prompts": digest([p.id for p in _prompts(loop)])})
+    if not stage.done:
+        began = time.monotonic()
+        found = _measured(_asked(loop, base, stage.lines("attempts", Attempt), "the base model"), objective="base model")
+        stage.finish(found.model_dump(mode="json") | {"seconds": time.monotonic() - began})
+    return _known(loop, stage, "the base model")
 
 
 def _tried(loop: Loop, base: LocalModel, groups: Sequence[Group], name: str, rate: float | None) -> Candidate:
@@ -59,7 +87,7 @@ def _tried(loop: Loop, base: LocalModel, groups: Sequence[Group], name: str, rat
     from fiducial.training.loop import train
 
     objective = cast(Objective, registry.create(name))
-    options = loop.options.train.model_copy(update={"epochs": 1.0, "learning_rate": rate, "seed": loop.options.seed})
+    options = loop.options.train.model_copy(update={"epochs": 1.0, "batch": BATCH, "learning_rate": rate, "seed": loop.options.seed})
     inputs = {"groups": digest([g.id for g in groups]), "model": base.fingerprint, "options": options, "objective": {"name": name} | objective.options()}
     stage = loop.run.stage(f"choose-{name.rpartition('/')[2]}", inputs)
     if not stage.done:
@@ -69,18 +97,30 @@ def _tried(loop: Loop, base: LocalModel, groups: Sequence[Group], name: str, rat
         with loop.progress.task(f"trying {name}", loop.options.pilot_steps) as task:
             result = train(policy, groups, objective, options, folder=state, tables=tables, report=lambda *_: task.advance(1))
         attempts = _asked(loop, policy, stage.lines("attempts", Attempt), name)
-        harmful = tally(attempts, lambda a: a.prompt.expected == "refuse")
-        benign = tally(attempts, lambda a: a.prompt.expected != "refuse")
-        found = Candidate(objective=name, learning_rate=rate, steps=result.steps, groups=result.groups, compliance=harmful, refusal=benign)
+        found = _measured(attempts, objective=name, learning_rate=rate, steps=result.steps, groups=result.groups)
         stage.finish(found.model_dump(mode="json") | {"seconds": time.monotonic() - began})
         checkpoint.clear(state)
+    return _known(loop, stage, name)
+
+
+def _known(loop: Loop, stage: Stage, name: str) -> Candidate:
+    """What a finished stage found."""
     loop.seconds[f"trying {name}"] = stage.result["seconds"]
     return Candidate.model_validate({k: v for k, v in stage.result.items() if k != "seconds"})
 
 
-def _asked(loop: Loop, policy: LocalModel, kept: Lines[Attempt], name: str) -> list[Attempt]:
+def _measured(attempts: Sequence[Attempt], **about: Any) -> Candidate:
+    """What could not be scored counts as failed."""
+    harmful, benign = (tally(attempts, lambda a, refuse=refuse: (a.prompt.expected == "refuse") == refuse) for refuse in (True, False))
+    return Candidate(**about, compliance=harmful, refusal=benign, failed=tuple(a.failed or not a.scored for a in attempts))
+
+
+def _prompts(loop: Loop) -> list[Prompt]:
     some = loop.material["validation"].first(GOALS)
-    prompts = [*some.goals, *some.twins, *some.ordinary[:GOALS]]
-    plan = [(loop.direct, prompts)]
+    return [*some.goals, *some.twins, *some.ordinary[:GOALS]]
+
+
+def _asked(loop: Loop, policy: LocalModel, kept: Lines[Attempt], name: str) -> list[Attempt]:
+    plan = [(loop.direct, _prompts(loop))]
     kept.path.unlink(missing_ok=True)  # the model they were made with is trained anew after an interruption
     return trials(policy, plan, loop.judge, kept, seed=loop.options.seed, max_tokens=loop.options.max_tokens, progress=loop.progress, name=f"measuring {name}")

@@ -19,12 +19,12 @@ from fiducial.app.loop_options import LoopOptions, LoopTraining
 from fiducial.app.loop_setup import LoopSetup
 from fiducial.app.making import make_groups, named_files
 from fiducial.app.material import Material
-from fiducial.app.measure import capability, tally, tried
+from fiducial.app.measure import Measured, capability, tally, tried, whole_answers
 from fiducial.app.summary import Candidate, Point, Retried
 from fiducial.core import registry
 from fiducial.core.errors import ModelError
 from fiducial.core.ledger import Ledger
-from fiducial.core.records import Attempt, Evidence, Group, Prompt, Score, digest
+from fiducial.core.records import Attempt, Evidence, Group, Prompt, digest
 from fiducial.core.roles import Attack, Objective
 from fiducial.core.run import Run
 from fiducial.core.store import copy_tree, write_atomic
@@ -82,7 +82,7 @@ class Loop(LoopSetup):
             model, training = self._round(number, base, model)
             rounds.append(training)
             points.append(self._point(f"round {number}", self._validated(number, model)))
-            best = min(range(len(points)), key=lambda i: (points[i].badness, i))
+            best = self._best(points, rounds)
         points[best] = points[best].model_copy(update={"promoted": True})
         repaired = self._promote(best, base)
         after = self._measured("after", repaired) if best else before
@@ -109,14 +109,16 @@ class Loop(LoopSetup):
             )
         return model
 
-    def _measured(self, name: str, model: LocalModel) -> tuple[list[Attempt], list[Score]]:
-        """The held-out split: asked directly, under attacks that were trained on, under attacks that were not; and capability."""
+    def _measured(self, name: str, model: LocalModel) -> Measured:
+        """The held-out split: asked directly, under attacks that were trained on, under attacks that were not; capability; and whole answers."""
         held, count = self._held_out(), self.options.per_family
-        plan = [(self.direct, held.direct), *((attack, held.attacked(count, count // 4)) for attack in [*self.attacks, *self.held_out])]
-        attempts = self._trials(name, model, plan)
-        how = {"items": self.options.capability_items, "seed": self.options.seed, "progress": self.progress}
-        scores, self.seconds[f"capability {name}"] = capability(self.run, name, model, **how)
-        return attempts, scores
+        trained, unseen = ([(attack, held.attacked(count, twins)) for attack in some] for some, twins in ((self.attacks, count // 4), (self.held_out, count)))
+        attempts = self._trials(name, model, [(self.direct, held.direct), *trained, *unseen])
+        how: dict[str, Any] = {"seed": self.options.seed, "progress": self.progress}
+        scores, self.seconds[f"capability {name}"] = capability(self.run, name, model, items=self.options.capability_items, **how)
+        limit, tokens = len(held.ordinary), self.options.whole_tokens
+        answers, self.seconds[f"answers {name}"] = whole_answers(self.run, name, model, limit=limit, max_tokens=tokens, **how)
+        return Measured(attempts, scores, answers)
 
     def _held_out(self) -> Material:
         """What proves: where near twins are learnt from, enough of them for a rate."""
@@ -140,7 +142,7 @@ class Loop(LoopSetup):
             self.first = {(a.prompt.id, a.attack): a for a in attempts}
         # what the repaired model refuses without need has no good answer of its own; the base model's is the one to go back to
         answered = [self.first[a.prompt.id, a.attack] if a.failed and a.prompt.expected != "refuse" else a for a in attempts]
-        groups = [*self._groups(number, answered, model), *discover(self, number, attempts, model)]
+        groups = [*self._groups(number, answered, model), *self._own_answers(base), *discover(self, number, attempts, model)]
         objective = self._chosen(base, groups)
         folder = self.run.path / "models" / f"round-{number}"
         stage = self.run.stage(f"train-{number}", self._training_inputs(groups, model, objective))
@@ -149,9 +151,9 @@ class Loop(LoopSetup):
         checkpoint.clear(stage.folder("state"))
         trained = self._adapted(base, folder)
         self.seconds[f"train {number}"] = stage.result["seconds"]
-        data = digest([g.id for g in groups])
-        self._log("data", {"data": [data], "groups": len(groups), "round": number})
-        self._log("train", {"model": trained.fingerprint, "base": began, "data": [data], "round": number})
+        data = [stage.result["data"]]
+        self._log("data", {"data": data, "groups": len(groups), "round": number})
+        self._log("train", {"model": trained.fingerprint, "base": began, "data": data, "round": number})
         return trained, stage.result
 
     def _chosen(self, base: LocalModel, groups: Sequence[Group]) -> Objective:
@@ -178,6 +180,18 @@ class Loop(LoopSetup):
         how = {"seed": self.options.seed, "progress": self.progress, "name": f"making groups, round {number}"}
         found, self.seconds[f"make {number}"] = make_groups(stage, stage.lines("groups", Group), self.maker, attempts, model, **how)
         return list({g.id: g for g in found}.values())
+
+    def _own_answers(self, base: LocalModel) -> list[Group]:
+        """Whole answers of the base model to ordinary requests of the repair split, the same in all rounds: what repair is not to take from it."""
+        if not self.options.own_answers:
+            return []
+        ordinary = {p.id for p in self.material["repair"].ordinary}
+        answered = [a for a in self.first.values() if a.prompt.id in ordinary][: self.options.own_answers]
+        inputs = {"attempts": digest([a.id for a in answered]), "maker": {"name": self.keeper.name} | self.keeper.options(), "model": base.fingerprint}
+        stage = self.run.stage("make-own", inputs)
+        how = {"seed": self.options.seed, "progress": self.progress, "name": "whole answers to keep"}
+        found, self.seconds["make own"] = make_groups(stage, stage.lines("groups", Group), self.keeper, answered, base, **how)
+        return found
 
     def _train(
         self, number: int, base: LocalModel, model: LocalModel, groups: Sequence[Group], objective: Objective, folder: Path, state: Path
@@ -207,6 +221,7 @@ class Loop(LoopSetup):
             "options": objective.options() | options.model_dump(exclude={"minutes"}),
             "groups": result.groups,
             "left_out": result.left_out,
+            "data": digest([g.id for g in groups]),
             "steps": result.steps,
             "planned": result.planned,
             "tokens": result.tokens,
@@ -215,7 +230,7 @@ class Loop(LoopSetup):
             "stop": result.stop,
             "loss": [h["loss"] for h in result.history],
             "figures": figures,
-            "verdicts": {rule: outcome for rule, (outcome, _) in watch.rules(figures).items()},
+            "verdicts": watch.rules(figures),
         }
 
     def _promote(self, best: int, base: LocalModel) -> LocalModel:
@@ -235,8 +250,8 @@ class Loop(LoopSetup):
         self,
         base: LocalModel,
         repaired: LocalModel,
-        before: tuple[list[Attempt], list[Score]],
-        after: tuple[list[Attempt], list[Score]],
+        before: Measured,
+        after: Measured,
         points: list[Point],
         rounds: list[dict[str, Any]],
     ) -> Result:
@@ -294,13 +309,18 @@ class Loop(LoopSetup):
             refusal=tally(attempts, lambda a: a.prompt.expected != "refuse"),
         )
 
+    def _best(self, points: Sequence[Point], rounds: Sequence[dict[str, Any]]) -> int:
+        """The round to promote: of those that are better than the base model one that broke no stopping rule, and the best by the validation split."""
+        better = [number for number in range(1, len(points)) if points[number].badness < points[0].badness]
+        return min(better, key=lambda number: (_broken(rounds[number - 1]), points[number].badness, number), default=0)
+
     def _worth_another(self, points: Sequence[Point], rounds: Sequence[dict[str, Any]]) -> bool:
-        """Whether the limits are not met on the validation split yet, the last round helped, and another one fits into the budget."""
+        """Whether the limits are not met on the validation split yet, the last round helped and broke no rule, and another one fits into the budget."""
         last = points[-1]
         limits = {k: getattr(self.gate, k) for k in ("max_direct_compliance", "max_benign_refusal")}
-        if last.compliance.share <= limits["max_direct_compliance"] / 2 and last.refusal.share <= limits["max_benign_refusal"] / 2:
+        if last.compliance.share <= limits["max_direct_compliance"] and last.refusal.share <= limits["max_benign_refusal"]:
             return False
-        if last.badness > points[-2].badness:
+        if last.badness > points[-2].badness or _broken(rounds[-1]):
             return False
         number = len(rounds)
         round_cost = sum(self.seconds.get(f"{stage} {number}", 0.0) for stage in ("find", "make", "discover", "train", "validate"))
@@ -309,7 +329,7 @@ class Loop(LoopSetup):
     def _proof_seconds(self) -> float:
         """What the proof and the rest will take, from what the same took before."""
         cases = self.seconds.get("discover 1", 0.0) / 2  # finding them, one skill at a time and with repairs, takes longer than asking them again
-        return WITH_ADAPTER * (self.seconds.get("before", 0.0) + self.seconds.get("capability before", 0.0) + cases) + REST
+        return WITH_ADAPTER * (sum(self.seconds.get(stage, 0.0) for stage in ("before", "capability before", "answers before")) + cases) + REST
 
     def _minutes_for_training(self) -> float:
         """What is left when the proof is set aside; at least a minute, so that there is something to prove."""
@@ -333,3 +353,8 @@ class Loop(LoopSetup):
         stage = self.run.stage(f"ledger-{kind}-{digest(body)}", body)
         if not stage.done:
             stage.finish({"number": self.ledger.append(kind, body | {"run": self.run.id}, once=True).number})
+
+
+def _broken(training: dict[str, Any]) -> bool:
+    """Whether a round broke a stopping rule."""
+    return any(outcome == "fail" for outcome, _ in training["verdicts"].values())

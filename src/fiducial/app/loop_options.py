@@ -58,12 +58,17 @@ class LoopOptions(BaseModel):
     """Held-out goals tried under each attack. As many are trained on, each with its twin; an eighth as many validate."""
     max_tokens: int = Field(default=16, ge=4)
     """Length of an answer in trials, in tokens. Whether an answer refuses shows in its first words."""
+    whole_tokens: int = Field(default=64, ge=16)
+    """Length of whole answers to ordinary requests, in tokens, by which it is proved that answers do not decay."""
+    own_answers: int = Field(default=0, ge=0)
+    """Ordinary requests of the repair split to which the model's own whole answers are taught besides (align/own_answers). They hold answers where they
+    were, and refusals are learnt more slowly for it: use them where the gate finds that answers repeat themselves, with more minutes."""
     judge: str = "oversee/compliance"
     """Who says whether an answer complies."""
     maker: str = DEFAULT_MAKER
     """Who turns failures into training data."""
-    maker_options: dict[str, Any] | None = None
-    """Options of the maker. By default those that suit its default: failures weigh 0.5, and 1.35 where 0.6 of the near twins are learnt from; in other
+    maker_options: dict[str, Any] = Field(default_factory=dict)
+    """Options of the maker, over those that suit its default: failures weigh 0.5, and 1.35 where 0.6 of the near twins are learnt from; in other
     languages than English 0.7 of that. A refusal begins in one way and an answer in many, so that the likeliest word refuses too often."""
     discover: str = ""
     """A maker that looks for further weaknesses in every round, such as align/weakness_discovery. Its repairs are trained on besides, and its
@@ -76,7 +81,7 @@ class LoopOptions(BaseModel):
     """Options of an objective that is named."""
     candidates: dict[str, float | None] = Field(default_factory=lambda: {"align/sft": 3e-3, "align/dpo": 1e-4, "align/exo": 3e-4}, min_length=1)
     """Objectives to choose among, with the peak learning rate of each; for adapters on a model of 135 million parameters."""
-    pilot_steps: int = Field(default=8, ge=1)
+    pilot_steps: int = Field(default=24, ge=1)
     """Optimizer steps by which candidates are compared."""
     train: LoopTraining = LoopTraining()
     """How to train."""

@@ -22,6 +22,7 @@ class LoopSetup:
         if options.near_twins and not self.material["repair"].near:
             raise ConfigError(f"{options.goals} has no near twins, which only shipped goals have", hint="leave out near_twins, or take goals=shipped")
         self.maker = cast(Maker, registry.create(registry.card(options.maker, role="Maker").name, self._maker_options()))
+        self.keeper = cast(Maker, registry.create("align/own_answers", {"max_tokens": options.whole_tokens}))
         self.objective: Objective | None = None
         self._named_objectives()
         if options.discover:
@@ -39,10 +40,9 @@ class LoopSetup:
             )
 
     def _maker_options(self) -> dict[str, Any]:
-        """Those that were asked for, else what suits the default maker on this material."""
-        if self.options.maker != DEFAULT_MAKER or self.options.maker_options is not None:
-            return self.options.maker_options or {}
-        return {"failure_weight": round(0.5 + 17 / 12 * self.options.near_twins, 2), "other_languages": 0.7}
+        """Those that were asked for, over what suits the default maker on this material."""
+        suits = {"failure_weight": round(0.5 + 17 / 12 * self.options.near_twins, 2), "other_languages": 0.7}
+        return (suits if self.options.maker == DEFAULT_MAKER else {}) | self.options.maker_options
 
     def _named_objectives(self) -> None:
         """The objective that was asked for, or a look at the names of those to choose among. Raises ConfigError."""

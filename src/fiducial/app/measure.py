@@ -1,4 +1,4 @@
-"""What runs measure and keep as it comes: trials, capability items; how trials are counted, on what machine, and in how much memory."""
+"""What runs measure and keep as it comes: trials, capability items, whole answers; how trials are counted, on what machine, and in how much memory."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from fiducial.app.cli.progress import Progress
 from fiducial.app.summary import Tally
@@ -21,6 +22,17 @@ from fiducial.models.base import Model, WhiteBox
 
 TOGETHER = 512
 """Prompts that a model whose weights are here is asked at once; about what one batch of short prompts holds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What one model was found to do."""
+
+    attempts: list[Attempt]
+    scores: list[Score]
+    """Of the capability items."""
+    answers: list[dict[str, Any]] = field(default_factory=list)
+    """Whole answers to ordinary requests: the items of evaluate/helpfulness."""
 
 
 def trials(
@@ -88,6 +100,18 @@ def capability(run: Run, name: str, model: Model, *, items: int | None, seed: in
             task.advance(1, figure=", ".join(f"{s.metric} {s.value:.0%}" for s in found.scores[:1]))
         stage.finish({"scores": [s.model_dump(mode="json") for s in found.scores], "seconds": time.monotonic() - began})
     return [Score.model_validate(s) for s in stage.result["scores"]], stage.result["seconds"]
+
+
+def whole_answers(run: Run, name: str, model: Model, *, limit: int, max_tokens: int, seed: int, progress: Progress) -> tuple[list[dict[str, Any]], float]:
+    """Answers of up to `max_tokens` to the first held-out ordinary requests as a stage of the run, done once, and the seconds they took."""
+    stage = run.stage(f"answers-{name}", {"model": model.fingerprint, "limit": limit, "max_tokens": max_tokens})
+    if not stage.done:
+        suite = cast(Suite, registry.create("evaluate/helpfulness", {"split": "held-out", "max_tokens": max_tokens}))
+        began = time.monotonic()
+        with progress.task(f"whole answers {name}", limit) as task:
+            found = suite.run(model, limit=limit, seed=seed, sink=lambda _: task.advance(1))
+        stage.finish({"items": list(found.items), "seconds": time.monotonic() - began})
+    return stage.result["items"], stage.result["seconds"]
 
 
 def _batches(model: Model, prompts: Sequence[Prompt], left: Sequence[Prompt]) -> Iterator[Sequence[Prompt]]:

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
-from fiducial.app.evidence import Measured, capability_change, evidence
+from fiducial.app.evidence import capability_change, evidence
 from fiducial.app.loop_options import LoopOptions
 from fiducial.app.material import material
-from fiducial.app.measure import capability, tried
+from fiducial.app.measure import Measured, capability, tried
 from fiducial.core import registry
 from fiducial.core.intervals import Rate, mcnemar, paired_rates
 from fiducial.core.records import Attempt
@@ -60,7 +60,7 @@ class Proof:
         how: dict[str, Any] = {"seed": self._seed, "progress": self._progress}
         attempts, _ = tried(self._run, when, model, [(direct, self._prompts)], judge, max_tokens=MAX_TOKENS, **how)
         scores, _ = capability(self._run, when, model, items=None, **how)
-        self._asked[when] = attempts, scores
+        self._asked[when] = Measured(attempts, scores)
 
     def added(self, card: dict[str, Any]) -> dict[str, Any]:
         """The report card with what was found, how, and the verdict that follows."""
@@ -75,8 +75,8 @@ class Proof:
 
 def rules(before: Measured, after: Measured) -> dict[str, tuple[Outcome, str]]:
     """What may not become worse, from the same prompts and items before and after."""
-    found = {name: _rise(words, [a for a in before[0] if pick(a)], [a for a in after[0] if pick(a)]) for name, (words, pick) in RULES.items()}
-    change = capability_change(before[1], after[1])
+    found = {name: _rise(words, [a for a in before.attempts if pick(a)], [a for a in after.attempts if pick(a)]) for name, (words, pick) in RULES.items()}
+    change = capability_change(before.scores, after.scores)
     if change is None or change.n < FEWEST:
         return found | {CAPABILITY: ("not measured", f"{change.n if change else 0} items were answered both times, and {FEWEST} are needed")}
     said = f"accuracy on shipped items: change {_points(change.value, change.low, change.high, change.n)}, {LOSS:.0%} may be lost"

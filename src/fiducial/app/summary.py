@@ -67,16 +67,18 @@ class Point(Record):
 
 
 class Candidate(Record):
-    """An objective that was tried: a short training, measured on validation prompts."""
+    """An objective that was tried, by a short training measured on validation prompts; or the base model on the same prompts, after no steps."""
 
     objective: str
-    learning_rate: float | None
-    steps: int
-    groups: int
+    learning_rate: float | None = None
+    steps: int = 0
+    groups: int = 0
     compliance: Tally
     """Harmful goals complied with."""
     refusal: Tally
     """Benign twins and ordinary prompts refused."""
+    failed: tuple[bool, ...] = ()
+    """By prompt, in the same order for all candidates; what could not be scored counts as failed."""
     chosen: bool = False
 
     @property
@@ -101,6 +103,8 @@ class Training(Record):
     options: dict[str, Any]
     groups: int
     left_out: int
+    data: str
+    """Hash of the groups."""
     steps: int
     planned: int
     tokens: int
@@ -112,8 +116,8 @@ class Training(Record):
     """Per step; None where it was not a finite number."""
     figures: dict[str, float | None] = Field(default_factory=dict)
     """Measured on fresh samples at the end: k1 and k3 (nats per sequence), length and repetition against the base model."""
-    verdicts: dict[str, Literal["pass", "fail", "not measured"]] = Field(default_factory=dict)
-    """Per stopping rule. A falling loss alone is no success."""
+    verdicts: dict[str, tuple[Literal["pass", "fail", "not measured"], str]] = Field(default_factory=dict)
+    """Outcome and reason of each stopping rule. A falling loss alone is no success."""
 
 
 class Capability(Record):
@@ -127,6 +131,14 @@ class Capability(Record):
     low: float | None = None
     high: float | None = None
     """Paired 95 % interval of the change."""
+
+
+class Answers(Record):
+    """One ordinary request and its whole answers, as text to be escaped."""
+
+    request: str
+    before: str
+    after: str
 
 
 class Example(Record):
@@ -158,13 +170,15 @@ class Summary(Record):
     slices: tuple[Slice, ...] = ()
     points: tuple[Point, ...] = ()
     candidates: tuple[Candidate, ...] = ()
-    """Objectives that were tried before the first round; none where one was asked for."""
+    """The base model, and the objectives that were tried before the first round; none where one was asked for."""
     why: str = ""
     """Why the objective was chosen among them, in a sentence."""
     retried: tuple[Retried, ...] = ()
     """What became of the weaknesses that were discovered besides, if any were looked for."""
     training: tuple[Training, ...] = ()
     capability: tuple[Capability, ...] = ()
+    answers: tuple[Answers, ...] = ()
+    """Some whole answers to ordinary requests."""
     examples: tuple[Example, ...] = ()
     judge: dict[str, Any] = Field(default_factory=dict)
     """Name of the judge and its measured errors: accuracy, tpr, fpr, n, data, date."""

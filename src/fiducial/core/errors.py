@@ -66,12 +66,12 @@ class EndpointError(ModelError):
 
 
 class MissingExtraError(FiducialError):
-    """An optional package is needed. The hint is the command that installs it."""
+    """An optional package is needed. The hint is the command that installs it, in the folder of this project, which is in no package index."""
 
     kind = "missing_extra"
 
     def __init__(self, package: str, extra: str) -> None:
-        super().__init__(f"this needs the package '{package}', which is not installed", hint=f'pip install "fiducial[{extra}]"')
+        super().__init__(f"this needs the package '{package}', which is not installed", hint=f'in the folder of the project: pip install -e ".[{extra}]"')
 
 
 class StorageError(FiducialError):

@@ -300,6 +300,7 @@ class Evidence(Record):
     baseline: float | None = None
     baseline_low: float | None = None
     baseline_high: float | None = None
+    baseline_n: int | None = None
     source: str = ""
     """Run and stage that measured it."""
 

@@ -49,6 +49,17 @@ def ngrams(found: Sequence[str], n: int) -> set[tuple[str, ...]]:
     return {tuple(found[i : i + n]) for i in range(len(found) - n + 1)}
 
 
+def repetition(text: str, n: int = 4) -> float:
+    """Share of the runs of `n` words that occurred before in the same text; 0 where there is none.
+
+    >>> round(repetition("a b c d a b c d"), 3)
+    0.2
+    """
+    found = words(text)
+    runs = len(found) - n + 1
+    return 1 - len(ngrams(found, n)) / runs if runs > 0 else 0.0
+
+
 def copied(text: str, source: str) -> float:
     """Share of the terms of `text` that occur in `source`; 0 for a text without any.
 

@@ -19,12 +19,14 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, ClassVar, final
+from typing import Any, ClassVar, Literal, final
 
 from fiducial.core.errors import DataError
 from fiducial.core.records import Attempt, Better, Prompt, Score
 from fiducial.core.roles import Judge, Sink, Suite, SuiteResult, ignore
 from fiducial.data import load
+from fiducial.data.overlap import repetition
+from fiducial.data.split import split as splits
 from fiducial.evaluate.base import ask, chunks, fingerprint, mean_score, rate_score, refused, weights_of
 from fiducial.models.base import Model, WhiteBox
 
@@ -57,6 +59,8 @@ class Helpfulness(Suite):
 
     data: str = ""
     """File of prompts; empty = the shipped everyday requests."""
+    split: Literal["", "repair", "validation", "held-out"] = ""
+    """Only the prompts of this split, which a hash of their text decides; empty = all."""
     judge: Judge | None = None
     """Who says whether an answer is a refusal; without one, not_refused is left out."""
     answers: str = ""
@@ -66,7 +70,8 @@ class Helpfulness(Suite):
 
     def run(self, model: Model, *, limit: int | None = None, seed: int = 0, sink: Sink = ignore) -> SuiteResult:
         """Scores answered, finished, repetition, on_topic; not_refused with a judge; reference_logp with answers, from two items on."""
-        prompts = load.prompts(self.data or "shipped", expected="answer")[:limit]
+        prompts = load.prompts(self.data or "shipped", expected="answer")
+        prompts = (splits(prompts).get(self.split, []) if self.split else prompts)[:limit]
         known = references(self.answers) if self.answers else {}
         box = weights_of(model, self.name) if known else None
         items = []
@@ -104,17 +109,6 @@ class Helpfulness(Suite):
                 bounds, better = MEANS[metric]
                 scores.append(mean_score(values, bounds=bounds, better=better, **common))
         return scores
-
-
-def repetition(text: str) -> float:
-    """Share of the word 4-grams that occurred before; 0 below four words.
-
-    >>> round(repetition("a b c d a b c d"), 3)
-    0.2
-    """
-    words = _WORD.findall(text.lower())
-    grams = [tuple(words[i : i + 4]) for i in range(len(words) - 3)]
-    return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
 def on_topic(request: str, answer: str) -> float | None:

@@ -8,9 +8,10 @@ from typing import Any, cast
 
 import click
 
+from fiducial.app.cli.finding import Item
 from fiducial.app.cli.job import Job, Stage, records
 from fiducial.app.cli.output import Table, one_line
-from fiducial.app.measure import tally
+from fiducial.app.measure import Measured, tally
 from fiducial.core.errors import ConfigError, DataError
 from fiducial.core.records import Attempt, Decision, Evidence, Prompt, Score, Verdict, user
 from fiducial.core.roles import Gate, Guard
@@ -100,18 +101,18 @@ def _compared(before: Sequence[str], after: Sequence[str]) -> list[Evidence]:
     """The figures that a loop measures before and after, from runs that measured them one by one."""
     from fiducial.app.evidence import evidence
 
-    def found(references: Sequence[str]) -> tuple[list[Attempt], list[Score]]:
-        measured = [_measured(r) for r in references]
-        return [a for attempts, _ in measured for a in attempts], [s for _, scores in measured for s in scores]
+    def found(references: Sequence[str]) -> Measured:
+        some = [_measured(r) for r in references]
+        return Measured([a for m in some for a in m.attempts], [s for m in some for s in m.scores], [item for m in some for item in m.answers])
 
     then, now = found(before), found(after)
-    return evidence(then, now, {a.family for a in now[0]} - {"direct"}, source=", ".join(after))
+    return evidence(then, now, {a.family for a in now.attempts} - {"direct"}, source=", ".join(after))
 
 
-def _measured(reference: str) -> tuple[list[Attempt], list[Score]]:
-    """Attempts and scores of a run or a file, without those of its stages. Raises DataError when there are none."""
+def _measured(reference: str) -> Measured:
+    """Attempts, scores and whole answers of a run or a file, without those of its stages. Raises DataError when there are none."""
     found: dict[str, list[Any]] = {}
-    for kind, record in (("attempts", Attempt), ("scores", Score)):
+    for kind, record in (("attempts", Attempt), ("scores", Score), ("items", Item)):
         try:
             found[kind] = records(reference, kind, record, within=".")
         except DataError:
@@ -120,7 +121,8 @@ def _measured(reference: str) -> tuple[list[Attempt], list[Score]]:
         raise DataError(
             f"{reference}: there is nothing a gate could decide on", hint="give a run of attack or evaluate, a finished loop, or a file of evidence"
         )
-    return found["attempts"], found["scores"]
+    items = [item.model_dump() for item in found["items"]]
+    return Measured(found["attempts"], found["scores"], [item for item in items if "repetition" in item])
 
 
 def _evidence(reference: str) -> list[Evidence]:
@@ -133,8 +135,8 @@ def _evidence(reference: str) -> list[Evidence]:
     except DataError:
         if Path(reference).is_file() or Path(reference).suffix == ".jsonl":
             raise
-    attempts, scores = _measured(reference)
-    return [*(_of_score(s, reference) for s in scores), *_of_attempts(attempts, reference)]
+    measured = _measured(reference)
+    return [*(_of_score(s, reference) for s in measured.scores), *_of_attempts(measured.attempts, reference)]
 
 
 def _of_score(s: Score, source: str) -> Evidence:
