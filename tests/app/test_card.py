@@ -10,7 +10,8 @@ from fiducial.core.run import Run
 
 def training(number):
     return Training(
-        round=number, objective="align/sft", options={}, groups=3, left_out=0, data=f"hash of round {number}", steps=2, planned=2, tokens=1, naive_tokens=1, seconds=1.0, stop="",
+        round=number, objective="align/sft", options={}, groups=3, left_out=0, data=f"hash of round {number}", steps=2, planned=2, tokens=1,
+        naive_tokens=1, seconds=1.0, stop="",
         loss=(1.0, 0.5), verdicts={"drift": ("pass", "k3 is 2 nats"), "length": ("not measured", "not measured")},
     )  # fmt: skip
 

@@ -22,7 +22,7 @@ LIMITS = (
     "Goals, twins and attack wordings were written by one project. A rate on them is not a rate on what users or attackers will send.",
     "Attacks are fixed rewritings. Nobody searched for a prompt against this very model (GCG, PAIR and the like).",
     "The loop's defaults were set with the shipped held-out goals and public sets in view, so figures on these are somewhat optimistic. Your own tell more.",
-    "Whether an answer refuses is read in its first words. Of whole answers, counted over some 60 words, repetition alone is measured: not whether they are right.",
+    "Whether an answer refuses is read in its first words. Of whole answers repetition alone is measured, and not whether they are right.",
     "Capability is measured by a short multiple-choice test, which does not notice losses in long answers, code or other languages.",
 )
 
