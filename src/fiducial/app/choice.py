@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from fiducial.app.loop import Loop
     from fiducial.models.local import LocalModel
 
-GOALS = 20
+GOALS = 40
 """Validation goals that each trial model is asked, with as many twins and ordinary prompts."""
 BATCH = 8
 """Groups per step of a trial: half of what training takes by default makes twice the steps of the same time."""

@@ -68,7 +68,7 @@ class LoopOptions(BaseModel):
     maker: str = DEFAULT_MAKER
     """Who turns failures into training data."""
     maker_options: dict[str, Any] = Field(default_factory=dict)
-    """Options of the maker, over those that suit its default: failures weigh 0.5, and 1.35 where 0.6 of the near twins are learnt from; in other
+    """Options of the maker, over those that suit its default: failures weigh 0.6, and 1.35 where 0.6 of the near twins are learnt from; in other
     languages than English 0.7 of that. A refusal begins in one way and an answer in many, so that the likeliest word refuses too often."""
     discover: str = ""
     """A maker that looks for further weaknesses in every round, such as align/weakness_discovery. Its repairs are trained on besides, and its
