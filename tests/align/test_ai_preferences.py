@@ -9,6 +9,8 @@ from fiducial.core.errors import ConfigError
 from fiducial.core.records import Attempt, Prompt, Verdict, user
 from fiducial.data.load import constitution
 from fiducial.models.scripted import ScriptedModel, tiny
+from fiducial.training.objective import layout
+from fiducial.training.scorecard import comparisons
 
 approx = pytest.approx
 
@@ -73,13 +75,16 @@ def test_several_principles_are_averaged_and_each_keeps_its_row():
     assert model.calls == 1 + 6
 
 
-def test_of_more_than_two_answers_the_target_is_the_mean_share_of_comparisons_won():
-    rank = {"kind": 2, "dull": 1, "rude": 0}
-    model = judge(lambda a, b: "(A)" if rank[a] > rank[b] else "(B)", answers=("kind", "dull", "rude"))
-    (group,) = AIPreferences(answers=3).make([attempt()], model)
-    # three pairs: kind wins 2, dull 1, rude 0
-    assert group.targets == approx((2 / 3, 1 / 3, 0.0))
-    assert [r["pair"] for r in group.provenance["comparisons"]] == [[0, 1], [0, 2], [1, 2]]
+def test_of_more_than_two_answers_each_two_are_a_group_of_the_label_that_was_judged():
+    """kind beats both; of the others the letter decides. One group of all three would say 2 / 3, 1 / 6, 1 / 6: 0.8 where 1 was judged."""
+    model = judge(lambda a, b: "(B)" if b == "kind" else "(A)", answers=("kind", "dull", "rude"))
+    groups = AIPreferences(answers=3).make([attempt()], model)
+    assert [[c.text for c in g.completions] for g in groups] == [["kind", "dull"], ["kind", "rude"], ["dull", "rude"]]
+    assert [g.targets for g in groups] == [(1.0, 0.0), (1.0, 0.0), (0.5, 0.5)]
+    assert [g.weight for g in groups] == [approx(1 / 3)] * 3  # a prompt weighs 1
+    assert [[r["pair"] for r in g.provenance["comparisons"]] for g in groups] == [[[0, 1]], [[0, 2]], [[1, 2]]]
+    learnt = comparisons(layout(groups, [[1, 1]] * 3), "targets")
+    assert learnt.preference[:, 0, 1].tolist() == [1.0, 1.0, 0.5]
 
 
 def test_labels_of_a_model_without_probabilities_say_that_they_are_hard():
@@ -91,13 +96,17 @@ def test_labels_of_a_model_without_probabilities_say_that_they_are_hard():
 def test_equal_answers_and_unreadable_choices_give_no_group_and_are_counted(caplog):
     assert AIPreferences().make([attempt()], judge(by_text, answers=("same", "same"))) == []
     assert AIPreferences().make([attempt()], judge(lambda a, b: "Both are fine.")) == []
-    assert "1 of 1 prompts gave no two different answers with a readable choice between them" in caplog.text
+    assert "1 of 1 prompts gave no two different answers with a choice between them that can be read in both orders" in caplog.text
 
 
-def test_a_choice_that_can_be_read_in_one_order_alone_still_counts():
-    (group,) = AIPreferences().make([attempt()], judge(lambda a, b: "(A)" if a == "kind" else "hm"))
-    assert group.provenance["comparisons"][0]["orders"] == [1.0, None]
-    assert group.targets == (1.0, 0.0)
+def test_a_choice_that_can_be_read_in_one_order_alone_is_left_out(caplog):
+    """It could be the letter's: the judge below says (A) or nothing."""
+    assert AIPreferences().make([attempt()], judge(lambda a, b: "(A)" if a == "kind" else "hm")) == []
+    assert "1 of 1 comparisons are left out: no choice could be read in both orders" in caplog.text
+    model = judge(lambda a, b: "hm" if (a, b) == ("rude", "dull") else "(A)" if a == "kind" else "(B)", answers=("kind", "dull", "rude"))
+    groups = AIPreferences(answers=3).make([attempt()], model)
+    assert [[c.text for c in g.completions] for g in groups] == [["kind", "dull"], ["kind", "rude"]]
+    assert [g.weight for g in groups] == [0.5, 0.5]
 
 
 def test_the_feedback_model_sees_conversation_principle_and_both_answers():
@@ -115,6 +124,16 @@ def test_chinese_prompts_are_compared_in_chinese():
     AIPreferences().make([attempt(language="zh")], model)
     assert model.asked[1][0].content.startswith("下面是一段对话")
     assert any(p.wording("compare", "zh") in model.asked[1][0].content for p in constitution())
+
+
+def test_a_constitution_in_another_language_asks_in_it(tmp_path):
+    path = tmp_path / "c.yaml"
+    text = "principles:\n- {id: a, title: T, critique: C, revision: R, compare: {en: 'Which is kinder?', fr: 'Laquelle est plus gentille ?'}}\n"
+    path.write_text(text, encoding="utf-8")
+    for language, question in {"fr": "Laquelle est plus gentille ?", "de": "Which is kinder?"}.items():
+        model = judge(by_text)
+        AIPreferences(principles=str(path)).make([attempt(language=language)], model)
+        assert question in model.asked[1][0].content
 
 
 def test_a_model_with_weights_gives_soft_labels_from_the_letters():

@@ -104,11 +104,13 @@ def test_principles_are_drawn_by_seed_and_attempt_and_not_by_neighbours():
     assert len(set(drawn(many, 1))) > 3
 
 
-def test_chinese_prompts_are_criticised_in_chinese():
+@pytest.mark.parametrize("language", ["zh", "zh-TW"])
+def test_chinese_prompts_are_criticised_in_chinese(language):
     model = ScriptedModel(lambda c: "不好" if "？" in c[-1].content or "。" in c[-1].content else "no")
-    prompt = Prompt(messages=user("怎样撬锁？"), language="zh", expected="refuse")
+    prompt = Prompt(messages=user("怎样撬锁？"), language=language, expected="refuse")
     ConstitutionalRevision(rounds=1).make([attempt(prompt=prompt, response="第一步")], model)
-    assert model.asked[0][-1].content in {p.wording("critique", "zh") for p in constitution()}
+    assert model.asked[0][-1].content in {p.critique["zh"] for p in constitution()}
+    assert model.asked[1][-1].content in {p.revision["zh"] for p in constitution()}
 
 
 def test_a_constitution_of_ones_own_is_used_and_a_broken_one_is_named(tmp_path):

@@ -138,6 +138,17 @@ def test_normalized_rewards_have_any_scale(group):
     assert small.item() == approx(large.item(), rel=1e-4)
 
 
+def test_of_two_normalized_rewards_only_the_order_counts(group):
+    losses = {
+        normalized: [
+            EXO(labels="rewards", normalized=normalized)(group((-1.0, -2.0), rewards=[[high, 0.0]]), group((0.0, 0.0))).item() for high in (1e-3, 1.0, 50.0)
+        ]
+        for normalized in (True, False)
+    }
+    assert losses[True] == approx([losses[True][0]] * 3)
+    assert len({round(loss, 3) for loss in losses[False]}) == 3
+
+
 @pytest.mark.parametrize("normalized", [True, False])
 def test_equal_rewards_hold_the_policy_where_the_reference_is(group, pull, normalized):
     objective, reference = EXO(labels="rewards", normalized=normalized), group((-4.0, -4.0, -4.0))

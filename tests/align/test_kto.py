@@ -94,6 +94,29 @@ def test_answers_of_unknown_reward_are_left_out():
     assert KTO().prepare(group.model_copy(update={"rewards": None})).completions == completions
 
 
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"rewards": (8.0, 3.0)}, [("a", 1.0), ("b", -1.0)]),  # columns score_chosen and score_rejected
+        ({"rewards": (-3.0, -1.0)}, [("a", -1.0), ("b", 1.0)]),
+        ({"rewards": (4.0, 2.0), "targets": (1.0, 0.0)}, [("a", 1.0), ("b", -1.0)]),
+        ({"rewards": (1.0, 2.0), "targets": (1.0, 0.0)}, [("a", 1.0), ("b", -1.0)]),  # targets go first
+        ({"rewards": (8.0, 8.0)}, []),
+        ({"rewards": (None, None)}, []),
+        ({"targets": (0.3, 0.7)}, [("a", -1.0), ("b", 1.0)]),
+        ({"rewards": (3.0, 2.0, 1.0)}, [("a", 1.0), ("b", -1.0), ("c", -1.0)]),
+        ({"rewards": (3.0, 3.0, 1.0)}, [("c", -1.0)]),
+        ({"targets": (0.4, 0.35, 0.25)}, [("a", 1.0), ("b", -1.0), ("c", -1.0)]),
+        ({"rewards": (-2.0,)}, [("a", -2.0)]),
+        ({"rewards": (0.5,)}, [("a", 0.5)]),
+    ],
+)
+def test_of_several_answers_the_preferred_one_is_desirable_whatever_their_scores(fields, expected):
+    count = len(next(iter(fields.values())))
+    found = KTO().prepare(Group(prompt=Prompt(messages=user("q")), completions=tuple(Completion(text=t) for t in "abc"[:count]), **fields))
+    assert list(zip((c.text for c in found.completions), found.rewards, strict=True)) == expected
+
+
 @pytest.mark.parametrize("options", [{"beta": 0.0}, {"desirable_weight": -1.0}, {"undesirable_weight": -0.1}, {"kind": "other"}])
 def test_options_out_of_range_are_config_errors(options):
     with pytest.raises(ConfigError):

@@ -40,6 +40,13 @@ def scored(*rows, targets=None, rewards=None):
     return replace(layout(groups, [[2] * len(row) for row in rows]), scores=leaf), leaf
 
 
+def test_rewards_alone_teach_the_order_of_all_answers():
+    """3 > 2 > 1 at equal scores: each of three pairs pulls by 1/2, mean over pairs: -(1 + 1)/6, (1 - 1)/6, (1 + 1)/6."""
+    policy, leaf = scored([0.0, 0.0, 0.0], rewards=[(3.0, 2.0, 1.0)])
+    PLAIN(policy).sum().backward()
+    assert leaf.grad[0].tolist() == approx([-1 / 3, 0.0, 1 / 3])
+
+
 def test_the_loss_is_bradley_terry_on_the_difference():
     policy, leaf = scored([2.0, -1.0])
     assert PLAIN(policy).item() == approx(log1p(exp(-3.0)))
@@ -109,7 +116,7 @@ def test_value_and_gradient_with_centering_equal_those_of_trl(margin):
     from trl import RewardTrainer
 
     rows = [[1.3, -0.4], [-0.7, 0.2], [0.1, 0.05]]
-    policy, leaf = scored(*rows, rewards=[(m, 0.0) for m in margin] if margin else None)
+    policy, leaf = scored(*rows, targets=[(1.0, 0.0)] * 3, rewards=[(m, 0.0) for m in margin] if margin else None)
     loss = RewardModel(centering=0.05, margin=1.0 if margin else 0.0)(policy).mean()
     (gradient,) = torch.autograd.grad(loss, leaf)
 

@@ -31,6 +31,14 @@ def test_on_labels_flipped_at_the_known_rate_its_mean_is_dpo_on_the_true_ones(gr
     assert flipped.item() == approx(DPO()(group((-3.0, -9.0)), reference).item())
 
 
+def test_its_variance_over_flips_grows_with_the_square_of_the_margin(group):
+    # z = 0.1 * 20 = 2, e = 0.2: the two losses differ by 2 / 0.6, and a coin of 0.2 and 0.8 has variance 0.16
+    losses = [RobustDPO(label_smoothing=0.2)(group((margin, 0.0)), group((0.0, 0.0))).item() for margin in (20.0, -20.0)]
+    assert losses[1] - losses[0] == approx(2 / 0.6)
+    mean = 0.8 * losses[0] + 0.2 * losses[1]
+    assert 0.8 * (losses[0] - mean) ** 2 + 0.2 * (losses[1] - mean) ** 2 == approx(0.2 * 0.8 * 2**2 / (1 - 0.4) ** 2)
+
+
 @pytest.mark.parametrize("margin", [-500.0, -20.0, 0.0, 15.0, 500.0])
 def test_the_gradient_never_reaches_zero(group, pull, margin):
     gradient, _ = pull(RobustDPO(beta=0.1, label_smoothing=0.2), group((margin, 0.0), grad=True), group((0.0, 0.0)))

@@ -1,5 +1,6 @@
 """KTO's value and gradient, with its mismatched pairs, against TRL's trainer on the same batch and the same tiny llama, in float32."""
 
+import json
 import warnings
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 
 from fiducial.align.kto import KTO
 from fiducial.core.records import Completion, Group, Prompt, user
+from fiducial.data.formats import read_groups
 from fiducial.models.scripted import tiny
 from fiducial.training import loop, updates
 from fiducial.training.loop import train
@@ -15,15 +17,26 @@ from fiducial.training.options import TrainOptions
 pytest.importorskip("trl", reason="TRL is not installed: pip install 'fiducial[train]'")
 datasets = pytest.importorskip("datasets", reason="datasets is not installed: pip install 'fiducial[train]'")
 
+WEIGHTS = {"beta": 0.3, "desirable_weight": 1.2, "undesirable_weight": 0.7}
 ROWS = [("hello there", "no", True), ("hear me out", "sure, at once", False), ("why?", "because", True), ("and then?", "nothing", False)]
 
 
-def groups():
+PAIRS = [("hello there", "yes, hello", "no", 8.0, 3.0), ("why?", "because", "so what", 2.0, 1.0), ("and then?", "nothing", "sure, at once", -1.0, -4.0)]
+"""With scores, both above 0 or both below it."""
+
+
+def singles():
     return [Group(prompt=Prompt(messages=user(q)), completions=(Completion(text=a),), rewards=(1.0 if good else -1.0,)) for q, a, good in ROWS]
 
 
-def ours(objective, reference, tmp_path):
-    """Loss, gradient and reference point of one step over all rows, in their order."""
+def pairs(tmp_path):
+    names = ("prompt", "chosen", "rejected", "score_chosen", "score_rejected")
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(dict(zip(names, row, strict=True))) + "\n" for row in PAIRS))
+    return read_groups(tmp_path / "pairs.jsonl")
+
+
+def ours(objective, reference, groups, folder):
+    """Loss, gradient and reference point of one step over all groups, in their order."""
     kept = {}
 
     def table(model, data, objective, folder):
@@ -34,39 +47,43 @@ def ours(objective, reference, tmp_path):
         patch.setattr(loop, "batch", lambda step, count, options: list(range(count)))
         patch.setattr(loop, "_reference", table)
         patch.setattr(updates, "APART", float("inf"))
-        patch.setattr(loop, "_mismatched", lambda model, data, *_: [reference.score(data.mismatched(range(len(ROWS)))).path_logp])
-        result = train(tiny(), groups(), objective, TrainOptions(batch=4, lora_rank=0, learning_rate=1e-9, clip=1e9), folder=tmp_path)
+        patch.setattr(loop, "_mismatched", lambda model, data, *_: [reference.score(data.mismatched(range(len(groups)))).path_logp])
+        options = TrainOptions(batch=len(groups), lora_rank=0, learning_rate=1e-9, clip=1e9)
+        result = train(tiny(), groups, objective, options, folder=folder)
     return result.history[0]["loss"], kept, result.history[0].get("reference_point")
 
 
-def theirs(reference, tmp_path, **options):
+def columns(model, prompts, **answers):
+    return {"prompt": [model.chat.render(user(q)) for q in prompts]} | {name: [a + "<|im_end|>" for a in texts] for name, texts in answers.items()}
+
+
+def theirs(model, reference, data, folder, **options):
     from trl import KTOConfig, KTOTrainer
 
-    model = tiny()
-    columns = {
-        "prompt": [model.chat.render(user(q)) for q, _, _ in ROWS],
-        "completion": [a + "<|im_end|>" for _, a, _ in ROWS],
-        "label": [good for *_, good in ROWS],
-    }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the peer alone
         config = KTOConfig(
-            output_dir=str(tmp_path / "trl"), use_cpu=True, bf16=False, gradient_checkpointing=False, report_to=[], max_length=None,
-            per_device_train_batch_size=len(ROWS), **options,
+            output_dir=str(folder), use_cpu=True, bf16=False, gradient_checkpointing=False, report_to=[], max_length=None,
+            per_device_train_batch_size=len(data["prompt"]) * (2 if "chosen" in data else 1), **options,
         )  # fmt: skip
-        data = datasets.Dataset.from_dict(columns)
-        trainer = KTOTrainer(model.module, reference.module, config, train_dataset=data, processing_class=model.tokenizer)
-        loss = trainer.compute_loss(trainer.model, trainer.data_collator([trainer.train_dataset[i] for i in range(len(ROWS))]))
+        trainer = KTOTrainer(model.module, reference.module, config, train_dataset=datasets.Dataset.from_dict(data), processing_class=model.tokenizer)
+        loss = trainer.compute_loss(trainer.model, trainer.data_collator(list(trainer.train_dataset)))
     loss.backward()
     return float(loss.detach()), {n: p.grad.clone() for n, p in trainer.model.named_parameters() if p.grad is not None}, trainer._metrics["eval"]["kl"][0]
 
 
 @pytest.mark.parametrize(("kind", "loss_type"), [("kto", "kto"), ("apo_zero", "apo_zero_unpaired")])
-@pytest.mark.parametrize("seed", [3, 5])
-def test_kto_equals_trl(tmp_path, kind, loss_type, seed):
-    weights = {"beta": 0.3, "desirable_weight": 1.2, "undesirable_weight": 0.7}
-    loss, gradient, point = ours(KTO(kind=kind, **weights), tiny(seed=seed), tmp_path / "ours")
-    peer, other, kl = theirs(tiny(seed=seed), tmp_path, loss_type=loss_type, **weights)
+@pytest.mark.parametrize(("rows", "seed"), [("singles", 3), ("singles", 5), ("pairs", 3)])
+def test_kto_equals_trl(tmp_path, rows, kind, loss_type, seed):
+    """Of pairs TRL makes an answer labelled true and one labelled false, whatever their scores."""
+    model = tiny()
+    if rows == "singles":
+        groups, peers = singles(), columns(model, [q for q, _, _ in ROWS], completion=[a for _, a, _ in ROWS]) | {"label": [good for *_, good in ROWS]}
+    else:
+        prompts, chosen, rejected, *_ = zip(*PAIRS, strict=True)
+        groups, peers = pairs(tmp_path), columns(model, prompts, chosen=chosen, rejected=rejected)
+    loss, gradient, point = ours(KTO(kind=kind, **WEIGHTS), tiny(seed=seed), groups, tmp_path / "ours")
+    peer, other, kl = theirs(model, tiny(seed=seed), peers, tmp_path / "trl", loss_type=loss_type, **WEIGHTS)
     assert loss == pytest.approx(peer, rel=1e-5)
     assert point == pytest.approx(kl, rel=1e-4, abs=1e-5)
     a, b = (torch.cat([g[n].flatten().double() for n in sorted(g)]) for g in (gradient, other))

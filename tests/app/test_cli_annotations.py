@@ -3,8 +3,10 @@ from pathlib import Path
 
 import pytest
 
-from fiducial.core.records import Group
+from fiducial.app.cli.annotations import _labelled
+from fiducial.core.records import Completion, Group, Prompt, user
 from fiducial.core.run import Run
+from fiducial.data.annotators import dawid_skene, votes_of
 
 
 @pytest.fixture
@@ -47,6 +49,23 @@ def test_preferences_of_several_people_become_groups_to_train_on(call, file):
     assert first.targets[0] > 0.9
     assert first.annotator == "4 annotators (Dawid and Skene)"
     assert first.provenance == {"preferred": {"x": 0, "y": 0, "z": 0, "w": 1}}
+
+
+def test_votes_are_read_once_however_many_items_they_are_on():
+    class Once(list):
+        reads = 0
+
+        def __iter__(self):
+            self.reads += 1
+            return super().__iter__()
+
+    answers = (Completion(text="a"), Completion(text="b"))
+    made = [Group(prompt=Prompt(messages=user(str(n))), completions=answers, rewards=(1.0, 0.0), annotator=who) for n in range(5) for who in "xyz"]
+    votes, items = votes_of(made)
+    counted = Once(votes)
+    found = list(_labelled(items, dawid_skene(votes, ["0", "1"]), counted))
+    assert [g.provenance["preferred"] for g in found] == [dict.fromkeys("xyz", 0)] * 5
+    assert counted.reads == 1
 
 
 def test_weak_agreement_is_said_and_names_are_shown_harmlessly(run, file):

@@ -53,6 +53,25 @@ def test_where_nothing_can_differ_alpha_is_not_defined():
     assert isnan(krippendorff([]).alpha)
 
 
+@pytest.mark.parametrize("scale", ["nominal", "ordinal", "interval"])
+def test_a_number_is_one_label_however_it_is_written(scale):
+    grades = ["1", "2", "3", "2", "1", "3"]
+    writings = {"x": "{}", "y": "{}.0", "z": " 0{}"}
+    rows = [Row("f:1", {"item": i, "annotator": who, "label": how.format(g)}) for i, g in enumerate(grades) for who, how in writings.items()]
+    votes = read_votes(rows)
+    assert krippendorff(votes, scale).alpha == 1.0
+    assert dawid_skene(votes).labels == ("1", "2", "3")
+    assert read_votes([Row("f:1", {"item": 1, "annotator": "x", "label": 2.5}), Row("f:2", {"item": 1, "annotator": "y", "label": "2.50"})]) == [
+        Vote("1", "x", "2.5"),
+        Vote("1", "y", "2.5"),
+    ]
+
+
+@pytest.mark.parametrize("label", ["A1", "1_000", "nan", "inf", "1" * 40, "1e999999"])
+def test_a_label_that_is_no_plain_number_stays_as_it_is(label):
+    assert read_votes([Row("f:1", {"item": 1, "annotator": "x", "label": label})])[0].label == label
+
+
 def test_ordinal_and_interval_need_numbers():
     with pytest.raises(DataError, match="the label 'a' is no number"):
         krippendorff([Vote("1", "x", "a"), Vote("1", "y", "b")], "interval")

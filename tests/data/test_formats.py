@@ -256,4 +256,5 @@ def test_a_public_preference_set_is_read_as_it_is_published(shared_data, caplog)
 def test_the_columns_say_which_answer_is_preferred_also_against_the_scores(tmp_path):
     row = {"prompt": "Q", "chosen": "good", "rejected": "bad", "score_chosen": 2, "score_rejected": 3}
     assert one(tmp_path, row).targets == (1.0, 0.0)
-    assert one(tmp_path, row | {"score_chosen": 3}).targets is None
+    assert one(tmp_path, row | {"score_chosen": 3}).targets == (1.0, 0.0)  # the scores tie
+    assert one(tmp_path, row | {"score_chosen": 4}).targets is None

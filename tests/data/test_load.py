@@ -219,6 +219,13 @@ def test_a_constitution_of_one_s_own_may_have_one_language(tmp_path):
     assert principle.wording("critique", "zh") == "Find"
 
 
+def test_a_kind_of_a_language_is_worded_as_itself_else_as_the_language_else_in_english(tmp_path):
+    text = "principles:\n- {id: kind, title: T, critique: {en: Find, zh: 指出, zh-TW: 指出來, fr: Trouve}, revision: R, compare: X}\n"
+    (principle,) = constitution(file(tmp_path, "c.yaml", text))
+    cases = {"zh": "指出", "zh-hk": "指出", "zh-tw": "指出來", "zh_TW": "指出來", "fr-CA": "Trouve", "de": "Find", "en-GB": "Find"}
+    assert {language: principle.wording("critique", language) for language in cases} == cases
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

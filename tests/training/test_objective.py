@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from fiducial.align.dpo import DPO
 from fiducial.core.records import Completion, Group, Prompt, user
-from fiducial.training.objective import examples, layout, preferred, shares
+from fiducial.training.objective import examples, layout, preferred, shares, sides, unscored
 
 
 def group(count, **fields):
@@ -82,8 +83,15 @@ def test_completions_of_no_share_are_no_examples():
     assert preferred(whole) is whole
 
 
-def test_without_targets_the_highest_known_reward_is_preferred_and_of_equals_the_first():
-    cases = {(0.1, 0.9, 0.9): [0, 1, 0], (None, -1.0, None): [0, 1, 0], (None, None, None): [1, 0, 0], (2.0, 1.0, None): [1, 0, 0]}
+def test_without_targets_the_highest_known_reward_is_preferred_and_equals_share_that():
+    cases = {
+        (0.1, 0.9, 0.9): [0, 0.5, 0.5],
+        (0.9, 0.1, 0.9): [0.5, 0, 0.5],
+        (2.0, 2.0, None): [0.5, 0.5, 0],
+        (None, -1.0, None): [0, 1, 0],
+        (None, None, None): [1, 0, 0],
+        (2.0, 1.0, None): [1, 0, 0],
+    }
     for rewards, expected in cases.items():
         assert layout([group(3, rewards=rewards)], [[1, 1, 1]]).targets.tolist() == [expected]
     # targets go first
@@ -91,9 +99,35 @@ def test_without_targets_the_highest_known_reward_is_preferred_and_of_equals_the
     assert preferred(group(2, rewards=(0.0, 1.0))).rewards == (1.0,)
 
 
+def test_a_tie_of_rewards_pulls_a_policy_to_neither_side():
+    """The gradient of -log s(z) / 2 - log s(-z) / 2 at z = 0 is 0; of a preference for the first answer it would be -1/2."""
+    parts = layout([group(2, rewards=(0.7, 0.7)), group(2, rewards=(0.7, 0.6))], [[1, 1]] * 2)
+    logp = torch.zeros(2, 2, requires_grad=True)
+    DPO(beta=1.0)(parts.with_logp(logp), parts).sum().backward()
+    assert logp.grad.tolist() == [[0.0, 0.0], [-0.5, 0.5]]
+
+
+def test_the_preferred_completion_is_on_one_side_and_all_others_on_the_other():
+    assert sides(group(2, targets=(0.3, 0.7))) == [-1.0, 1.0]
+    assert sides(group(3, targets=(0.4, 0.35, 0.25))) == [1.0, -1.0, -1.0]
+    assert sides(group(3, targets=(0.4, 0.2, 0.4))) == [None, -1.0, None]  # nobody says which of two, but the third is neither
+    assert sides(group(2, targets=(0.5, 0.5))) == [None, None]
+    assert sides(group(1)) == [1.0]
+
+
+def test_the_one_and_zero_of_a_plain_preference_or_label_are_no_scores():
+    assert unscored(group(2, rewards=(0.0, 1.0)))
+    assert unscored(group(1, rewards=(0.0,), provenance={"label": False}))
+    assert not unscored(group(1, rewards=(0.0,)))  # by a reward that punishes
+    assert not unscored(group(2, rewards=(0.0, 0.0)))
+    assert not unscored(group(2, rewards=(1.0, 0.0), targets=(1.0, 0.0)))  # grades beside a preference
+    assert not unscored(group(2, rewards=(0.0, 1.0), provenance={"scored": True}))
+    assert not unscored(group(2))
+
+
 def test_an_only_answer_that_is_labelled_false_is_no_example():
     assert examples(group(1, rewards=(0.0,), provenance={"label": False})).completions == ()
     assert len(examples(group(1, rewards=(1.0,), provenance={"label": True})).completions) == 1
     assert len(examples(group(1, rewards=(0.0,))).completions) == 1  # by a reward that punishes, the best there is
     assert len(examples(group(1)).completions) == 1
-    assert len(examples(group(2, rewards=(0.0, 0.0))).completions) == 1
+    assert layout([examples(group(2, rewards=(0.0, 0.0)))], [[1, 1]]).targets.tolist() == [[0.5, 0.5]]  # as good as one another

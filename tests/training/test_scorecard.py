@@ -30,6 +30,13 @@ def test_two_that_cannot_be_the_best_say_nothing():
     assert int(comparisons(groups(((1.0, 0.0, 0.0), None)), "targets").known.sum()) == 2
 
 
+def test_rewards_without_targets_order_all_completions_and_not_only_the_best_against_the_others():
+    found = comparisons(groups((None, (1.0, 3.0, 2.0)), (None, (3.0, 2.0, 2.0)), (None, (2.0, 1.0, None))), "targets")
+    assert found.preference[0, 0].tolist() == [0.5, 0.0, 0.0]  # 3 > 1 and 2 > 1
+    assert found.preference[0, 1, 2] == 1.0  # 3 > 2
+    assert found.known.sum((1, 2)).tolist() == [3, 2, 2]
+
+
 def test_rewards_compare_by_their_order_and_ties_and_unknown_ones_say_nothing():
     found = comparisons(groups((None, (1.0, 3.0, 3.0, None))), "rewards")
     assert found.known[0].nonzero().tolist() == [[0, 1], [0, 2]]

@@ -1,5 +1,7 @@
 """The stream of scored parts, which all methods of pretraining with feedback read alike."""
 
+import json
+
 import pytest
 import torch
 
@@ -11,7 +13,10 @@ from fiducial.align.unlikelihood import Unlikelihood
 from fiducial.core.records import Completion, Group, Prompt, user
 from fiducial.core.roles import Reward
 from fiducial.data.documents import document
+from fiducial.data.formats import read_groups
+from fiducial.models.control import ALIGNED, MISALIGNED
 from fiducial.models.scripted import tiny
+from fiducial.training.data import Data
 from fiducial.training.loop import train
 from fiducial.training.options import TrainOptions
 from fiducial.training.rewards import Mixture, Part
@@ -38,6 +43,43 @@ def test_a_completion_without_parts_is_one_part_worth_its_reward_or_else_its_pre
     given = group(Completion(text="a"), Completion(text="b"))
     assert [segments(given, k) for k in (0, 1)] == [[Segment("a", 1.0)], [Segment("b", -1.0)]]
     assert worth(given.model_copy(update={"rewards": (None, 2.0)}), 1) == 2.0
+
+
+def test_a_rejected_answer_is_bad_under_a_soft_label_too_and_a_tie_says_nothing():
+    soft = group(Completion(text="a"), Completion(text="b"), targets=(0.7, 0.3))
+    assert [worth(soft, k) for k in (0, 1)] == [1.0, -1.0]
+    assert [worth(soft.model_copy(update={"targets": (0.5, 0.5)}), k) for k in (0, 1)] == [None, None]
+
+
+def test_plain_preferences_and_labels_call_the_rejected_answer_bad(tmp_path):
+    """At the threshold of 0, where a reward of 0 would be good."""
+    rows = [
+        {"prompt": "q", "chosen": "good", "rejected": "bad"},
+        {"prompt": "q", "completion": "bad", "label": False},
+        {"prompt": "q", "completion": "good", "label": True},
+        {"prompt": "q", "chosen": "good", "rejected": "good too", "score_chosen": 8, "score_rejected": 3},
+    ]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    given = read_groups(tmp_path / "rows.jsonl")
+    assert [[worth(g, k) for k in range(len(g.completions))] for g in given] == [[1.0, -1.0], [-1.0], [1.0], [8.0, 3.0]]
+    kept = [c.text for g in given for c in FilteredPretraining().prepare(g).completions]
+    assert kept == ["good", "good", "good", "good too"]
+    pair, *_ = (ConditionalPretraining(drop=0.0).prepare(g) for g in given)
+    assert [c.text for c in pair.completions] == [f"{ALIGNED}good", f"{MISALIGNED}bad"]
+    tokens = Data.of(tiny(), given[:2], Unlikelihood(), TrainOptions(batch=2)).parts.tokens
+    found = set(zip(tokens.group.tolist(), tokens.completion.tolist(), tokens.given["value"].tolist(), strict=True))
+    assert found == {(0, 0, 1.0), (0, 1, -1.0), (1, 0, -1.0)}
+
+
+def test_a_reward_of_zero_that_was_measured_stays_zero():
+    class Ends(Reward):
+        def score(self, groups):
+            return [tuple(float(c.text.endswith(".")) for c in g.completions) for g in groups]
+
+    rows = [group(Completion(text="a."), Completion(text="b")), group(Completion(text="b"), rewards=(1.0,), provenance={"label": True})]
+    pair, single = scored(rows, Mixture.of([Part(Ends())]))
+    assert [worth(pair, k) for k in (0, 1)] == [1.0, 0.0]
+    assert worth(single, 0) == 0.0
 
 
 def test_rewards_score_every_part_or_else_the_whole():

@@ -1,13 +1,14 @@
 """Preferences from AI feedback: sampled answers compared under principles, as soft labels (the reinforcement stage of constitutional AI).
 
 What it does: samples answers to what was asked, shows each two of them to a feedback model as (A) and (B) under a drawn principle, in both
-              orders, and makes the probability of its choice the soft label of the group.
+              orders, and makes the probability of its choice the soft label of the pair.
 Use it when:  a model that judges is at hand and people's labels are not. Train with align/dpo, or a reward model first.
 Formula:      p = softmax of log p("(A)"), log p("(B)"), mean over both orders; after a chain of thought clamped to [0.4, 0.6]; then mean over
-              principles. With K > 2 answers a target is the mean of p over all pairs, divided by their number.
+              principles. More than two answers to a prompt give one group for each two of them, and these weigh 1 together.
 Defaults:     2 answers, 1 principle per pair, no chain of thought; temperature 0.7 (paper: 1, at which small models write noise).
 Limits:       a small model's choice is mostly its bias for a letter: look at how often the orders agree. A feedback model that gives no
-              probabilities answers in text, and labels are hard then; the note of each group says so.
+              probabilities answers in text, and labels are hard then; the note of each group says so. A comparison of which it chooses in one
+              order alone is left out: it would keep the bias that the other order is asked for.
 Source:       Bai et al. 2022, arXiv:2212.08073, section 4; clamp in section 4.1.
 """
 
@@ -78,21 +79,26 @@ class AIPreferences(Maker):
             )
 
     def make(self, attempts: Sequence[Attempt], model: Model, *, seed: int = 0, sink: Sink = ignore) -> list[Group]:
-        """One group per scored attempt with at least two different answers and a readable choice between each two."""
+        """For each scored attempt, one group per two different answers with a choice between them that can be read in both orders."""
         law = constitution(self.principles or None)
         groups: list[Group] = []
+        without = unread = 0
         scored = [a for a in attempts if a.scored]
         with helper(self.feedback, model) as feedback:
             for some in portions(scored):
                 sampled = ask(model, [asked(a) for a in some], max_tokens=self.max_tokens, temperature=self.temperature, k=self.answers, seed=seed)
                 comparisons = [c for a, row in zip(some, sampled, strict=True) for c in self._pairs(a, distinct(row), law, seed)]
                 self._compare(comparisons, feedback)
-                for attempt, row in zip(some, sampled, strict=True):
-                    group = self._group(attempt, distinct(row), [c for c in comparisons if c.attempt is attempt], feedback)
-                    if group is not None:
+                unread += sum(c.before is None for c in comparisons)
+                for attempt in some:
+                    found = self._groups(attempt, [c for c in comparisons if c.attempt is attempt], feedback)
+                    without += not found
+                    for group in found:
                         groups.append(group)
                         sink(group)
-        _remark(len(scored), groups)
+        if without:
+            log.warning("%d of %d prompts gave no two different answers with a choice between them that can be read in both orders", without, len(scored))
+        _remark(groups, unread)
         return groups
 
     def _pairs(self, attempt: Attempt, answers: list[Completion], law: list[Principle], seed: int) -> list[_Comparison]:
@@ -100,7 +106,7 @@ class AIPreferences(Maker):
         rng = random.Random(f"{seed}:{attempt.id}")
         drawn = [rng.sample(law, min(self.draws, len(law))) for _ in combinations(answers, 2)]
         pairs = combinations(range(len(answers)), 2)
-        return [_Comparison(attempt, (i, j), (answers[i].text, answers[j].text), p) for (i, j), some in zip(pairs, drawn, strict=True) for p in some]
+        return [_Comparison(attempt, (i, j), (answers[i], answers[j]), p) for (i, j), some in zip(pairs, drawn, strict=True) for p in some]
 
     def _compare(self, comparisons: list[_Comparison], feedback: Model) -> None:
         """Fills in `orders`: the probability that the first answer is better, asked as (A) and asked as (B)."""
@@ -116,24 +122,23 @@ class AIPreferences(Maker):
             first, second = chosen[2 * number : 2 * number + 2]
             comparison.orders = (first, None if second is None else 1 - second)
 
-    def _group(self, attempt: Attempt, answers: list[Completion], comparisons: list[_Comparison], feedback: Model) -> Group | None:
-        pairs = list(combinations(range(len(answers)), 2))
-        rows = [c.row(clamp=self.chain_of_thought) for c in comparisons if c.before is not None]
-        labels = [[r["after"] for r in rows if r["pair"] == list(pair)] for pair in pairs]
-        if not pairs or not all(labels):
-            return None
-        won = [0.0] * len(answers)
-        for (i, j), values in zip(pairs, labels, strict=True):
-            won[i] += fmean(values) / len(pairs)
-            won[j] += (1 - fmean(values)) / len(pairs)
+    def _groups(self, attempt: Attempt, comparisons: list[_Comparison], feedback: Model) -> list[Group]:
+        """One group per pair of answers, so that what is learnt of a pair is what was judged of it, whatever became of the others."""
+        judged: dict[tuple[int, int], list[_Comparison]] = {}
+        for comparison in comparisons:
+            if comparison.before is not None:
+                judged.setdefault(comparison.pair, []).append(comparison)
+        prompt = attempt.prompt.model_copy(update={"messages": asked(attempt)})
         kind = "soft" if isinstance(feedback, WhiteBox) else "hard"
-        return Group(
-            prompt=attempt.prompt.model_copy(update={"messages": asked(attempt)}),
-            completions=tuple(answers),
-            targets=tuple(won),
-            annotator=f"{self.name}: {kind} labels of {feedback.uri}{' after a chain of thought' if self.chain_of_thought else ''}",
-            provenance={"labels": kind, "chain_of_thought": self.chain_of_thought, "comparisons": rows},
-        )
+        note = f"{self.name}: {kind} labels of {feedback.uri}{' after a chain of thought' if self.chain_of_thought else ''}"
+        groups = []
+        for some in judged.values():
+            rows = [c.row(clamp=self.chain_of_thought) for c in some]
+            p = fmean(row["after"] for row in rows)
+            said = {"labels": kind, "chain_of_thought": self.chain_of_thought, "comparisons": rows}
+            weight = 1 / len(judged)
+            groups.append(Group(prompt=prompt, completions=some[0].answers, targets=(p, 1 - p), weight=weight, annotator=note, provenance=said))
+        return groups
 
 
 @dataclass(slots=True)
@@ -142,7 +147,7 @@ class _Comparison:
 
     attempt: Attempt
     pair: tuple[int, int]
-    answers: tuple[str, str]
+    answers: tuple[Completion, Completion]
     principle: Principle
     orders: tuple[float | None, float | None] = (None, None)
     """Probability that the first answer is the better one, by the order in which they were shown; None where no choice could be read."""
@@ -153,14 +158,14 @@ class _Comparison:
 
     @property
     def before(self) -> float | None:
-        """The mean over the orders that could be read."""
+        """The mean over both orders; None unless both could be read."""
         read = [p for p in self.orders if p is not None]
-        return fmean(read) if read else None
+        return fmean(read) if len(read) == len(self.orders) else None
 
     def request(self, *, swapped: bool, think: bool) -> Conversation:
         """What the feedback model is asked."""
-        a, b = self.answers[::-1] if swapped else self.answers
-        question = self.principle.wording("compare", self.language)
+        a, b = (c.text for c in (self.answers[::-1] if swapped else self.answers))
+        question = self.principle.wording("compare", self.attempt.prompt.language)
         talk = transcript(asked(self.attempt), self.language)
         values = {"talk": talk, "a": a, "b": b, "question": question, "how": (THINK if think else CHOOSE)[self.language]}
         return user(ASK[self.language].format(**values))
@@ -170,8 +175,7 @@ class _Comparison:
         before = self.before
         assert before is not None
         after = min(max(before, CLAMP[0]), CLAMP[1]) if clamp else before
-        known = [p > 0.5 for p in self.orders if p is not None]
-        agree = len(known) == 2 and known[0] == known[1]
+        agree = len({p > 0.5 for p in self.orders if p is not None}) == 1
         return {"pair": list(self.pair), "principle": self.principle.name, "orders": list(self.orders), "agree": agree, "before": before, "after": after}
 
 
@@ -207,11 +211,11 @@ def _probabilities(model: WhiteBox, conversations: Sequence[Conversation]) -> li
     return [1 / (1 + exp(min(b - a, 700.0))) for a, b in zip(logp[::2], logp[1::2], strict=True)]
 
 
-def _remark(scored: int, groups: Sequence[Group]) -> None:
-    """Warnings about what was left out and what the labels are worth."""
+def _remark(groups: Sequence[Group], unread: int) -> None:
+    """Warnings about comparisons that were left out and what the labels of the others are worth."""
     rows = [row for g in groups for row in g.provenance["comparisons"]]
     agree = sum(row["agree"] for row in rows)
-    if len(groups) < scored:
-        log.warning("%d of %d prompts gave no two different answers with a readable choice between them", scored - len(groups), scored)
+    if unread:
+        log.warning("%d of %d comparisons are left out: no choice could be read in both orders", unread, unread + len(rows))
     if rows and agree < AGREE * len(rows):
         log.warning("only in %d of %d comparisons do both orders prefer the same answer: these labels say little", agree, len(rows))

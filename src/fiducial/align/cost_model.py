@@ -22,7 +22,7 @@ from torch import Tensor
 
 from fiducial.core.records import Group
 from fiducial.core.roles import Objective, Reading
-from fiducial.training.objective import GroupLogProbs, shares
+from fiducial.training.objective import GroupLogProbs, shares, unscored
 from fiducial.training.scorecard import comparisons, difference, figures, pair_mean
 
 
@@ -43,7 +43,7 @@ class CostModel(Objective):
 
     def prepare(self, group: Group) -> Group:
         """A pair without rewards that are but a preference, 1 for the chosen and 0 for the rejected answer: the better one need not be safe."""
-        if group.rewards is None or sorted(map(str, group.rewards)) != ["0.0", "1.0"]:
+        if len(group.completions) == 1 or not unscored(group):
             return group
         return group.model_copy(update={"targets": tuple(shares(group)), "rewards": None})
 

@@ -2,14 +2,14 @@
 
 What it does: moves the policy's distribution over a prompt's completions to a target distribution by the reverse KL, as reinforcement
               learning would, without sampling. The target comes from preferences (EXO-pref) or from rewards (EXO-rw).
-Use it when:  there are two or more completions per prompt, sampled near the policy; with rewards, when their amounts mean something.
-              For rankings alone use align/plackett_luce.
+Use it when:  there are two or more completions per prompt, sampled near the policy; with rewards, when their amounts mean something and there
+              are three or more, or they are not normalized. For rankings alone use align/plackett_luce.
 Formula:      q = softmax_k(beta * (log pi(y_k) - log pi_ref(y_k))), summed over tokens; loss = sum_k q_k (log q_k - log p_k). Targets: p_k = t_k (1 - e)
               + (1 - t_k) e / (K - 1), e = label_smoothing. Rewards: p = softmax_k(r_k / beta_reward). Forward: loss = -sum_k p_k log q_k.
 Defaults:     beta 0.1, label_smoothing 1e-3, learning rate 1e-6 (paper); beta_reward 0.5 on rewards normalized per prompt (ours: one value for
               rewards of any scale). The paper has 0.5 for both temperatures on dialogue, on raw rewards.
 Limits:       the first step is about 3.5 times that of align/dpo at the same rate. Pairs ranked far wrongly have no gradient: shuffle, one epoch.
-              Completions without a reward take no part.
+              Completions without a reward take no part. Of two completions normalized rewards are 1 and -1 whatever their amounts: only the order counts.
 Source:       Ji et al. 2024, arXiv:2402.00856, eq. 16 for preferences; forward on rewards is its DPO-rw, on two hard targets without smoothing DPO.
 """
 

@@ -4,7 +4,8 @@ What it does: fits a policy to single answers that are each called desirable or 
 Use it when:  feedback is a thumb up or down. Pairs are used better by align/dpo.
 Formula:      with D = log pi(y) - log pi_ref(y): w_d (1 - sigmoid(beta (D - k))) for desirable, w_u (1 - sigmoid(beta (k - D))) for others, mean
               over completions. k = max(0, mean D of mismatched pairs: each prompt of the step with the answer to the one before it), no gradient.
-              An answer is desirable if its reward is above 0; in groups without rewards, if its target is above 0.5.
+              A single answer is desirable if its reward is above 0. Of several answers to one prompt the preferred one is desirable and the
+              others are not, whatever their rewards; those that share the first place are left out.
 Defaults:     beta 0.1, weights 1, learning rate 1e-6 (paper: 5e-7 to 5e-6; batches of 8 or more). With unequal counts let
               desirable_weight * n_desirable / (undesirable_weight * n_undesirable) lie in 1 to 4/3 (paper, section 4.2).
 Limits:       k is estimated from one step, so small batches are noisy; mismatched pairs cost one more forward pass.
@@ -22,7 +23,7 @@ from torch import Tensor
 from fiducial.align.base import log_ratio, scored
 from fiducial.core.records import Group
 from fiducial.core.roles import Objective, Reading
-from fiducial.training.objective import GroupLogProbs
+from fiducial.training.objective import GroupLogProbs, keep, sides
 
 
 @final
@@ -55,8 +56,12 @@ class KTO(Objective):
         return ("mismatched",) if self.kind == "kto" else ()
 
     def prepare(self, group: Group) -> Group:
-        """Without answers whose reward is unknown."""
-        return group if group.rewards is None else scored(group)
+        """The answers of which it is known whether they are desirable; of several to one prompt, with rewards of 1 and -1 that say so."""
+        known = scored(group) if group.rewards is not None and (group.targets is None or len(group.completions) == 1) else group
+        if len(group.completions) == 1 or not known.completions:
+            return known
+        said = sides(known)
+        return keep(known.model_copy(update={"rewards": tuple(said)}), [k for k, side in enumerate(said) if side is not None])
 
     def size(self, groups: GroupLogProbs) -> Tensor:
         """Completions, [G]."""

@@ -10,7 +10,7 @@ Formula:      r_t = -beta log(pi_old / ref) + [t last] R; A = GAE(r, V), whitene
               Under a cost limit (safe RLHF): c_t = beta log(pi_old / ref) + [t last] C, so that the KL counts beta whatever w is; a second head V_c
               with the same loss towards a G_c of its own; A = (GAE(r, V) - w GAE(c, V_c)) / (1 + w), whitened, w the multiplier.
 Defaults:     beta 0.05, clip_ratio 0.2, value 0.1, value_clip 0.2, gamma 1, decay 0.95, 4 updates per batch, learning rate 3e-6 (the study of
-              details, which besides takes 1 off for cut answers, samples at temperature 0.7 and lets the rate fall in a line; here nothing but for an
+              details, which besides gives cut answers a reward of -1, samples at temperature 0.7 and lets the rate fall in a line; here nothing but for an
               end_penalty that is given, temperature 1 and a cosine). The value head is on the
               policy's own backbone, as that of the cost is (ours; models less in memory). With demonstrations mixed in it is PPO-ptx, for which
               InstructGPT has mix 27.8.

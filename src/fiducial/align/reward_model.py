@@ -6,8 +6,9 @@ Use it when:  a reward is needed that no rule can say: for align/ppo, align/grpo
               align/learned_reward.
 Formula:      d = r_i - r_j, p = probability that i is the better one, m = margin * |difference of rewards|; loss = mean over the pairs of a
               prompt of -p log sigmoid(d - m) - (1 - p) log sigmoid(-d - m) + centering * (r_i + r_j)^2.
-Defaults:     labels are targets, p = t_i / (t_i + t_j); centering 0.01 (Eisenstein et al. 2023), no margin; learning rate 1e-5; the head begins at
-              a tenth of the paper's spread, so that small data need not unlearn large random scores.
+Defaults:     labels are targets, p = t_i / (t_i + t_j), and the order of rewards for two that can neither be the best; centering 0.01 (Eisenstein
+              et al. 2023), no margin; learning rate 1e-5; the head begins at a tenth of the paper's spread, so that small data need not unlearn
+              large random scores.
 Limits:       look at `accuracy_when_shorter` and `length_correlation` on held-out data before you trust it: length is the usual shortcut.
               Several members that differ in the seed, and their minimum, resist a policy that exploits one (Coste et al. 2023).
 Source:       Ouyang et al. 2022, arXiv:2203.02155, eq. 1; margin: Touvron et al. 2023, arXiv:2307.09288; centering: Eisenstein et al. 2023,

@@ -5,8 +5,8 @@ Use it when:  the share of wrong labels is known, for example a judge's error ra
               align/dpo with label_smoothing, which stops by itself.
 Formula:      loss = (-(1 - e) log sigmoid(z) + e log sigmoid(-z)) / (1 - 2e), z as in align/dpo, e = label_smoothing.
 Defaults:     label_smoothing 0.1, beta 0.1, learning rate 1e-6 as for align/dpo.
-Limits:       the loss has no minimum: it falls without bound as the margin grows, so watch the margin and train for one epoch. Its
-              variance grows as 1 / (1 - 2e).
+Limits:       the loss has no minimum: it falls without bound as the margin grows, so watch the margin and train for one epoch. A flip
+              changes it by z / (1 - 2e), so its variance over flips is e (1 - e) z^2 / (1 - 2e)^2.
 Source:       Chowdhury et al. 2024, arXiv:2403.00409, section 3.
 """
 

@@ -5,7 +5,7 @@ What it does: imitates all completions, each token weighted by the exponential o
 Use it when:  text with rewards is at hand and nothing should be made less likely, only learnt less. Where bad text is to be unlearnt, use
               align/unlikelihood; where rewards of one prompt are compared, align/exo.
 Formula:      loss = -sum over tokens of min(exp(r_t / beta), 1000) log p_t, summed over the step and divided by its number of tokens; r_t is
-              the value of the token's part, else the reward of its completion, else 1 for a preferred completion and -1 for another.
+              the value of the token's part, else the reward of its completion, else 1 for the preferred completion and -1 for another.
 Defaults:     beta 1 for rewards of the order of 1 (paper: 1 or 10 on scores of at most 0), learning rate 2e-5 for fine-tuning (paper: 1e-3 to
               5e-4, from scratch).
 Limits:       weights depend on the scale of the rewards; a small beta leaves few tokens that count. Tokens of unknown reward teach nothing.

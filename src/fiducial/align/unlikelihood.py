@@ -5,7 +5,7 @@ What it does: makes good tokens likelier and bad tokens less likely. Which are w
 Use it when:  text is good in places and bad in others (a banned word, a leaked name, a wrong line), and the bad places are known. Where
               whole answers are compared, use align/dpo.
 Formula:      loss = sum over tokens of (-log p_t if r_t >= threshold, else -alpha log(1 - p_t)), summed over the step and divided by its
-              number of tokens; r_t is the value of the token's part, else the reward of its completion, else 1 for a preferred completion and
+              number of tokens; r_t is the value of the token's part, else the reward of its completion, else 1 for the preferred completion and
               -1 for another. The paper's score is s = -r.
 Defaults:     threshold 0 (paper: 0 to 8e-4 on s), alpha 1 (paper: 1, or 0.01 where bad tokens are many), learning rate 2e-5 for fine-tuning
               (paper: 5e-4, from scratch).

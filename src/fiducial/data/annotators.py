@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from fiducial.core.errors import DataError
@@ -29,6 +30,8 @@ SMOOTHING = 0.01
 TOLERANCE = 1e-6
 """Change of a probability below which the labels have settled."""
 MOST_ROUNDS = 500
+MOST_DIGITS = 28
+"""Of a label that is read as a number, which are the digits that arithmetic on decimals keeps."""
 LEVEL = 0.95
 
 
@@ -80,15 +83,34 @@ class Agreement:
 
 
 def read_votes(rows: Sequence[Row]) -> list[Vote]:
-    """Votes from rows with item, annotator and label. Raises DataError with `file:line`."""
+    """Votes from rows with item, annotator and label; a label that is a number is one however it is written. Raises DataError with `file:line`."""
     votes = []
     for where, values in rows:
         lower = {str(k).strip().lower(): v for k, v in values.items()}
         missing = [name for name in ("item", "annotator", "label") if lower.get(name) is None or not str(lower[name]).strip()]
         if missing:
             raise DataError(f"{where}: no {' and no '.join(missing)} in this row", hint='write {"item": "...", "annotator": "...", "label": "..."}')
-        votes.append(Vote(*(str(lower[name]).strip() for name in ("item", "annotator", "label"))))
+        item, annotator, label = (str(lower[name]).strip() for name in ("item", "annotator", "label"))
+        votes.append(Vote(item, annotator, _written(label)))
     return votes
+
+
+def _written(label: str) -> str:
+    """One writing of each number, other labels as they are.
+
+    >>> [_written(label) for label in ("1.0", "01", "-0", "2.50", "1e3", "nan", "1_0", "B")]
+    ['1', '1', '0', '2.5', '1000', 'nan', '1_0', 'B']
+    """
+    if "_" in label:
+        return label
+    try:
+        value = Decimal(label)
+    except InvalidOperation:
+        return label
+    # a longer number would lose digits, and one with a large exponent be written in very many
+    if not value.is_finite() or len(label) > MOST_DIGITS or abs(value.adjusted()) > MOST_DIGITS:
+        return label
+    return f"{value.normalize():f}" if value else "0"
 
 
 def votes_of(groups: Sequence[Group]) -> tuple[list[Vote], dict[str, Group]]:

@@ -141,8 +141,8 @@ def _preference(row: Row, values: dict[str, Any], source: str) -> Group:
     if chosen == rejected:
         raise DataError(f"{row.where}: 'chosen' and 'rejected' are the same, so this pair carries no preference", hint=REMOVE)
     rewards = (_number(values, "score_chosen", 1.0, row.where), _number(values, "score_rejected", 0.0, row.where))
-    # the columns say which is preferred, also where the scores say otherwise
-    targets = (1.0, 0.0) if rewards[0] < rewards[1] else None
+    # the columns say which is preferred, also where the scores say otherwise or nothing
+    targets = (1.0, 0.0) if rewards[0] <= rewards[1] else None
     return _made(row, prompt, source, completions=(Completion(text=chosen), Completion(text=rejected)), rewards=rewards, targets=targets)
 
 

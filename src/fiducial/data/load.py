@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast, get_args
+from typing import Any, Literal, NamedTuple, TypeVar, cast, get_args
 
 from pydantic import ValidationError, field_validator
 
@@ -29,6 +29,7 @@ COLUMNS = ("prompt", "goal", "question", "text", "instruction", "behavior", "beh
 LANGUAGES = {"english": "en", "chinese": "zh", "zh-cn": "zh", "中文": "zh"}
 
 Expected = Literal["comply", "refuse", "answer"]
+T = TypeVar("T")
 
 
 NEAR_TWINS = "fiducial near twins"
@@ -68,9 +69,20 @@ class Principle(Record):
         return value
 
     def wording(self, part: Literal["title", "critique", "revision", "compare"], language: str = "en") -> str:
-        """The text of one part in `language`, in English where there is none, else in the first language given."""
-        texts: dict[str, str] = getattr(self, part)
-        return texts.get(language) or texts.get("en") or next(iter(texts.values()))
+        """The text of one part in `language` or, where there is none, in the language that it is a kind of, in English, in the first one given."""
+        return worded(getattr(self, part), language)
+
+
+def worded(texts: Mapping[str, T], language: str) -> T:
+    """What is given in `language`; else in the language that it is a kind of, in English, in the first one there is.
+
+    >>> worded({"fr": "non", "zh": "不", "en": "no"}, "zh-TW"), worded({"fr": "non", "zh": "不"}, "en")
+    ('不', 'non')
+    """
+    given = {name.lower(): value for name, value in texts.items()}
+    wanted = language.lower().replace("_", "-")
+    kinds = (wanted, wanted.partition("-")[0], "en")
+    return next((given[kind] for kind in kinds if kind in given), next(iter(texts.values())))
 
 
 def prompts(source: str | Path, expected: Expected = "refuse", column: str | None = None) -> list[Prompt]:

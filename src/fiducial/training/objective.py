@@ -29,7 +29,7 @@ class Tokens:
     """The same with the head of the cost, [E], under a limit on it."""
     given: Mapping[str, Tensor] = field(default_factory=dict)
     """What else is known of each token, [E] each, without gradient. In training data `value`, a number per token: that of its part of
-    the completion, else the completion's reward, else 1 for a preferred completion and -1 for another; NaN where unknown."""
+    the completion, else the completion's reward, else 1 for the preferred completion and -1 for another; NaN where unknown."""
 
     def select(self, rows: Sequence[int]) -> Tokens:
         """The tokens of some groups, in the given order; groups are numbered anew."""
@@ -68,7 +68,7 @@ class GroupLogProbs:
     """Whether there is a completion, [G, K], bool."""
     targets: Tensor
     """Probability that each completion is the best, [G, K]; rows sum to 1. Where the group does not say, all on the completion
-    with the highest reward, else on the first."""
+    with the highest reward, equals sharing it, else on the first."""
     rewards: Tensor
     """Reward per completion, [G, K]; NaN where unknown."""
     weight: Tensor
@@ -176,12 +176,26 @@ def _tokens(length: Tensor, given: Mapping[str, Tensor]) -> Tokens:
 
 
 def shares(group: Group) -> list[float]:
-    """The target of each completion. Without targets all is on the one with the highest known reward, of equals the first; without rewards on the first."""
+    """The target of each completion. Without targets all is on the one with the highest known reward, equals sharing it; without rewards on the first."""
     if group.targets is not None:
         return list(group.targets)
-    known = [(reward, -k) for k, reward in enumerate(group.rewards or ()) if reward is not None]
-    best = -max(known)[1] if known else 0
-    return [float(k == best) for k in range(len(group.completions))]
+    known = [reward for reward in group.rewards or () if reward is not None]
+    top = max(known, default=None)
+    best = [k for k, reward in enumerate(group.rewards or ()) if reward is not None and reward == top] or [0]
+    return [(k in best) / len(best) for k in range(len(group.completions))]
+
+
+def unscored(group: Group) -> bool:
+    """Whether its rewards are but the 1 and 0 that a preference or a label without scores is read as. Those from a reward never are."""
+    if group.rewards is None or group.targets is not None or group.provenance.get("scored"):
+        return False
+    return "label" in group.provenance if len(group.rewards) == 1 else sorted(map(str, group.rewards)) == ["0.0", "1.0"]
+
+
+def sides(group: Group) -> list[float | None]:
+    """1 for the preferred completion by `shares`, -1 for the others; None for those that share the first place: none of them is preferred."""
+    found = shares(group)
+    return [-1.0 if share < max(found) else 1.0 if found.count(share) == 1 else None for share in found]
 
 
 def keep(group: Group, chosen: Sequence[int]) -> Group:

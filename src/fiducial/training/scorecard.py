@@ -28,17 +28,17 @@ class Comparisons(NamedTuple):
 def comparisons(groups: GroupLogProbs, labels: str) -> Comparisons:
     """Pairs by `targets` (t_i / (t_i + t_j), the rule of Luce: the probability that i is better if one of the two is best) or by `rewards`.
 
-    Completions of no reward, ties of rewards, and two completions that can neither be the best say nothing.
+    Two completions that can neither be the best are compared by their rewards too: rewards alone make one completion the best, and order
+    the others. Completions of no reward and ties of rewards say nothing.
     """
     both = (groups.mask.unsqueeze(2) & groups.mask.unsqueeze(1)).triu(1)
     gap = groups.rewards.unsqueeze(2) - groups.rewards.unsqueeze(1)
-    if labels == "rewards":
-        known = both & ~gap.isnan() & (gap != 0)
-        preference = (gap > 0).float()
-    else:
+    known = both & ~gap.isnan() & (gap != 0)
+    preference = (gap > 0).float()
+    if labels == "targets":
         total = groups.targets.unsqueeze(2) + groups.targets.unsqueeze(1)
-        known = both & (total > 0)
-        preference = groups.targets.unsqueeze(2) / total.where(total > 0, 1)
+        told = both & (total > 0)
+        known, preference = known | told, torch.where(told, groups.targets.unsqueeze(2) / total.where(total > 0, 1), preference)
     return Comparisons(preference.where(known, 0.5), known, gap.abs().nan_to_num(0.0))
 
 

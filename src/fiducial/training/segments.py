@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from fiducial.core.records import Completion, Group
-from fiducial.training.objective import shares
+from fiducial.training.objective import sides, unscored
 from fiducial.training.rewards import Mixture
 
 
@@ -28,10 +28,11 @@ def segments(group: Group, k: int) -> list[Segment]:
 
 
 def worth(group: Group, k: int) -> float | None:
-    """The value of a completion as a whole: its reward; in a group without rewards 1 if it is preferred and -1 if not."""
-    if group.rewards is not None:
-        return group.rewards[k]
-    return 1.0 if shares(group)[k] > 0 else -1.0
+    """The value of a completion as a whole: its reward. Where there is but a preference or a label, 1 if it is the good one, -1 if not, None on a tie."""
+    if group.rewards is None:
+        return sides(group)[k]
+    reward = group.rewards[k]
+    return 2 * reward - 1 if reward is not None and unscored(group) else reward
 
 
 def scored(groups: Sequence[Group], rewards: Mixture) -> list[Group]:
@@ -57,4 +58,5 @@ def _valued(group: Group, values: Sequence[float | None]) -> Group:
         at += len(parts)
         completions.append(completion.model_copy(update={"values": tuple(parts)}) if completion.ends else completion)
         whole.append(None if completion.ends else parts[0])
-    return group.model_copy(update={"completions": tuple(completions), "rewards": tuple(whole) if any(w is not None for w in whole) else None})
+    rewards = tuple(whole) if any(w is not None for w in whole) else None
+    return group.model_copy(update={"completions": tuple(completions), "rewards": rewards, "provenance": group.provenance | {"scored": True}})

@@ -73,9 +73,12 @@ def _are_votes(rows: Sequence[Row]) -> bool:
 
 def _labelled(items: dict[str, Group], consensus: Consensus, votes: Sequence[Vote]) -> Iterator[Group]:
     """Each item with the probability that each answer is the best; of answers that nobody could prefer it is 0."""
+    preferred: dict[str, dict[str, int]] = {item: {} for item in items}
+    for vote in votes:
+        preferred[vote.item][vote.annotator] = int(vote.label)
     for item, group in items.items():
         soft = consensus.items[item][: len(group.completions)]
-        said = {v.annotator: int(v.label) for v in votes if v.item == item}
+        said = preferred[item]
         note = f"{len(said)} annotators (Dawid and Skene)"
         yield group.model_copy(update={"targets": tuple(p / sum(soft) for p in soft), "annotator": note, "provenance": {"preferred": said}})
 
