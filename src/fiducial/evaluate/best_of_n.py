@@ -39,8 +39,8 @@ class BestOfN(Suite):
     """File with the problems (column prompt, problem or question) and their final answers (answer, reference or target)."""
     reward: str = ""
     """Name of a trained reward, cost or process reward model, such as run:ID; without one there are the votes alone."""
-    steps: Literal["product", "min", "last"] = "product"
-    """How the steps of a solution become one score, for process reward models; last for one trained on outcomes."""
+    steps: Literal["as_trained", "product", "min", "last"] = "as_trained"
+    """How the steps of a solution become one score, for process reward models; see align/learned_reward."""
     n: int = 8
     """Samples per problem."""
     max_tokens: int = 256
@@ -49,8 +49,8 @@ class BestOfN(Suite):
     """Of the samples."""
 
     def __post_init__(self) -> None:
-        if self.n < 1 or self.max_tokens < 1 or self.temperature <= 0 or self.steps not in ("product", "min", "last"):
-            raise ValueError("n and max_tokens must be at least 1, temperature above 0, and steps product, min or last")
+        if self.n < 1 or self.max_tokens < 1 or self.temperature <= 0 or self.steps not in ("as_trained", "product", "min", "last"):
+            raise ValueError("n and max_tokens must be at least 1, temperature above 0, and steps as_trained, product, min or last")
 
     def run(self, model: Model, *, limit: int | None = None, seed: int = 0, sink: Sink = ignore) -> SuiteResult:
         """Scores as named above. Raises ConfigError without a file."""
