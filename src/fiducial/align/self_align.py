@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from math import ceil
 from typing import TYPE_CHECKING, Any, Literal, final
 
-from fiducial.align.asking import ask, counted, listed, portions, texts, tongue
+from fiducial.align.asking import ask, counted, entries, portions, tongue
 from fiducial.align.exemplars import Texts, read_texts
 from fiducial.core.records import Attempt, Completion, Group, Message, Prompt, user
 from fiducial.core.roles import Maker, Sink, ignore
@@ -101,14 +101,14 @@ class SelfAlign(Maker):
             how: dict[str, Any] = {"max_tokens": self.max_tokens, "temperature": self.temperature, "seed": seed + turn}
             kinds = [rng.choice(say.kinds) for _ in range(ceil(missing / EACH))]
             asks = [user(say.propose.format(kind=k, topics=", ".join(rng.sample(say.topics, min(5, len(say.topics)))), count=EACH)) for k in kinds]
-            topics = [rng.choice([t for t in listed(text) if 1 <= len(words(t)) <= 6] or say.topics) for text in texts(model, asks, **how)]
+            topics = [rng.choice([t for t in entries(c) if 1 <= len(words(t)) <= 6] or say.topics) for (c,) in ask(model, asks, **how)]
             shown = [[p.text for p in rng.sample([*seeds, *found], min(3, len(seeds) + len(found)))] for _ in kinds]
             asks = [
                 user(say.instruct.format(count=EACH, kind=k, topic=t, seeds="\n".join(f"- {s}" for s in some)))
                 for k, t, some in zip(kinds, topics, shown, strict=True)
             ]
-            for kind, topic, text in zip(kinds, topics, texts(model, asks, **how), strict=True):
-                for line in listed(text)[:EACH]:
+            for kind, topic, (reply,) in zip(kinds, topics, ask(model, asks, **how), strict=True):
+                for line in entries(reply)[:EACH]:
                     if reason := say.unusable(line, known):
                         rejected.append({"stage": "request", "kind": kind, "topic": topic, "text": line, "reason": reason})
                     elif len(found) < self.instructions:
