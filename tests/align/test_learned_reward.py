@@ -140,6 +140,17 @@ def test_a_model_that_learnt_from_outcomes_is_read_at_the_last_step_unless_told_
     assert by["told"] == by["product"]
 
 
+def test_a_process_model_doubts_a_solution_by_its_least_step_and_others_doubt_none(members):
+    text = "1+1=2\n2*3=7"
+    group = Group(prompt=Prompt(messages=user("q")), completions=(Completion(text=text), Completion(text="", finish="error")))
+    model = members["steps"]
+    least = min(scores(model, [model.encode(user("q"), t, end=False)[0] for t in ("1+1=2\n", text)]).tolist())
+    assert LearnedReward(models=("steps",)).doubts([group]) == [(least < 0, None)]
+    assert LearnedReward(models=("one",)).doubts([group]) == [(None, None)]
+    members["steps"].head = replace(model.head, learns_from="outcome")
+    assert LearnedReward(models=("steps",)).doubts([group]) == [(None, None)]
+
+
 def test_an_answer_that_failed_has_no_score(members):
     failed = Group(prompt=Prompt(messages=user("q")), completions=(Completion(text="", finish="error", error="x"), Completion(text="yes")))
     (found,) = LearnedReward(models=("one",)).score([failed])

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Literal, final
 
@@ -73,6 +73,14 @@ class LearnedReward(Reward):
             for (g, k), value in zip(wanted, self.combined(scores).tolist(), strict=True):
                 found[g][k] = value
         return [tuple(values) for values in found]
+
+    def doubts(self, groups: Sequence[Group]) -> list[tuple[bool | None, ...]]:
+        """Whether process models that learnt from labels of steps call some step wrong, at a probability below 0.5; None of other models."""
+        from fiducial.models.scorehead import BY_STEPS
+
+        if not all(head.trained_by == BY_STEPS and head.learns_from != "outcome" for _, head in self._members()):
+            return [(None,) * len(group.completions) for group in groups]
+        return [tuple(None if least is None else least < 0.5 for least in values) for values in replace(self, steps="min").score(groups)]
 
     def combined(self, members: Sequence[Tensor]) -> Tensor:
         """One score per completion, [N], from those of the members, [N] each. The careful side of a cost is the highest."""

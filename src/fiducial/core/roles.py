@@ -175,6 +175,10 @@ class Reward(Method):
     def score(self, groups: Sequence[Group]) -> list[tuple[float | None, ...]]:
         """One value per completion of each group, higher is better; None where it cannot be scored."""
 
+    def doubts(self, groups: Sequence[Group]) -> list[tuple[bool | None, ...]]:
+        """Whether some step of each completion looks wrong; None where steps are not looked at."""
+        return [(None,) * len(group.completions) for group in groups]
+
 
 class Guard(Method):
     """Stands between a user and a model."""
