@@ -6,8 +6,8 @@ What it does: proposes new requests by kind and topic, with the attempts' prompt
 Use it when:  there are no labels and no stronger model. Train with align/sft; the model must be able to imitate the exemplars' form.
 Defaults:     16 requests per language besides the seeds, ROUGE-L below 0.7 to every other one, temperature 0.7. The paper makes several
               hundred thousand. 5 exemplars, principles and kinds of our own, in English and Chinese (self_align.yaml).
-Limits:       answers are no better than the model; filters look at form, not truth. A run of words from an exemplar, or a name in one, rejects
-              an answer. Rejected rows go to the file `rejects` with their reasons; without it they are only counted.
+Limits:       answers are no better than the model; filters look at form, not truth. A run of 5 words (8 Chinese characters) from an exemplar, or one
+              of the names listed with it, rejects an answer. Rejected rows go to the file `rejects` with their reasons; without it they are only counted.
 Source:       Sun et al. 2023, arXiv:2305.03047, sections 3.1 to 3.4; self-instruct: Wang et al. 2022, arXiv:2212.10560.
 """
 
