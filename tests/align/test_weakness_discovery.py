@@ -161,7 +161,9 @@ def test_an_examiner_that_is_told_of_a_rejection_comes_to_an_accepted_point():
 def test_the_share_found_is_said_in_all_and_by_point_with_its_interval(tmp_path, caplog):
     found(tmp_path, taxonomy=taxonomy(tmp_path, SUMS, {"point": "short", "check": "words_at_most"}), cases=10)
     # every sum is wrong, and three words keep within any limit: 10 / 20; Wilson: (0.5 + z^2 / 40) / (1 + z^2 / 20) and so on
-    assert "failed of the cases with a mark: 10/20 = 50% (30% to 70%); skills/sums 10/10 = 100% (72% to 100%); skills/short 0/10 = 0% (0% to 28%)" in caplog.text
+    assert (
+        "failed of the cases with a mark: 10/20 = 50% (30% to 70%); skills/sums 10/10 = 100% (72% to 100%); skills/short 0/10 = 0% (0% to 28%)" in caplog.text
+    )
 
 
 def test_the_search_ends_at_the_limit_of_points():

@@ -6,7 +6,8 @@ Formula:      the score at the completion's last token, less the mean score of p
               zero. Process models: product (or minimum, or last) over the steps of sigmoid(score at the step's end). Several members: each but a
               process model divided by the standard deviation of its scores there, then mean, min, or mean - spread_penalty * variance (over
               members, divided by their number). Mean and deviation are taken after training, on up to 128 groups of the data.
-Defaults:     mean; steps combined by product (Lightman et al.), or the last after training on outcomes; spread_penalty 0.5 (best-of-N in Coste et al., who use 0.1 in PPO).
+Defaults:     mean; steps combined by product (Lightman et al.), or the last after training on outcomes; spread_penalty 0.5 (best-of-N in Coste
+              et al., who use 0.1 in PPO).
 Limits:       a score is right where the training data was; a policy that is pushed leaves it. Members are best trained on the same data with
               another seed: their scales are those of their own data. A model whose scale was not kept gives scores as they are, alone and in a
               mean; min and penalised refuse it beside others. Members that err alike are as one. Completions that failed have no score.

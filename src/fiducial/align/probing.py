@@ -134,9 +134,7 @@ class Prober:
             mean = f"{fmean(c.score or 0.0 for c in some):.1f}" if some else "-"
             lines.append(f"- {point.category}: {point.name} ({mean})" + "".join(f"\n  {c.text}" for c in bad))
         refused = "; ".join(f"{p.category}: {p.name}" for p in rejected if p.name)
-        asked = self.say["examine"].format(
-            task=task, results="\n".join(lines), rejected=self.say["rejected"].format(points=refused) + "\n" if refused else ""
-        )
+        asked = self.say["examine"].format(task=task, results="\n".join(lines), rejected=self.say["rejected"].format(points=refused) + "\n" if refused else "")
         # after a rejection it is asked another way, also where there is nothing to name
         how: dict[str, Any] = {"temperature": 0.7 if rejected else 0.0, "seed": self.seed + len(rejected)}
         ((reply,),) = ask(self.examiner, [user(asked)], max_tokens=self.max_tokens, **how)

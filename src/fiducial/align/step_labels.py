@@ -7,8 +7,8 @@ Use it when:  final answers are known and nobody has labelled steps. Train with 
 Formula:      soft: value of a step = right continuations / continuations; hard: 1 if any is right, else 0. The last step is 1 if the solution's
               own answer is right, else 0.
 Defaults:     4 solutions per problem, 8 continuations per step (paper), temperature 0.7, soft labels.
-Limits:       the attempts say which problems, whatever came of them. A step that only looks wrong is right if the completer mends it,
-              and few continuations of a weak completer say little of early steps. The completer must go on from a begun answer. The cost is solutions x steps x continuations.
+Limits:       the attempts say which problems, whatever came of them. The completer must go on from a begun answer. A step that only looks wrong is
+              right if it mends it, and few continuations of a weak one say little of early steps. The cost is solutions x steps x continuations.
 Source:       Wang et al. 2023, arXiv:2312.08935, section 3.
 """
 

@@ -10,8 +10,8 @@ Formula:      single: share of right samples; majority: the commonest final answ
               the lowest score; failed: the share of such samples. false_positives: the share of right solutions in which a process model calls
               some step wrong (below 0.5).
 Defaults:     8 samples of at most 256 tokens at temperature 0.7; scores of a process model by the product over steps, by lines.
-Limits:       an answer is a solution's last number, or its last line where the known one is no number. A right answer after wrong steps counts. A problem all of
-              whose samples failed is not scored.
+Limits:       an answer is a solution's last number, or its last line where the known one is no number. A right answer after wrong steps counts. A problem
+              without any sample that came is not scored.
 Source:       Cobbe et al. 2021, arXiv:2110.14168 (best of N); Wang et al. 2022, arXiv:2203.11171 (majority); Li et al. 2022, arXiv:2206.02336
               (weighted vote).
 """

@@ -212,7 +212,7 @@ class RemoteModel(Model):
     def _unfit(self, conversation: Conversation) -> str:
         """Why the conversation cannot be sent, if it cannot."""
         if conversation and conversation[-1].role == "assistant" and not self.prefill:
-            return "the conversation ends with the assistant's turn, and whether this server continues it is not known (if it does, call the model openai+prefill:NAME)"
+            return "the conversation ends with the assistant's turn, and whether this server continues it is not known (if so, name it openai+prefill:NAME)"
         try:
             "".join(m.content for m in conversation).encode()
         except UnicodeEncodeError as error:

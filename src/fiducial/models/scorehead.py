@@ -78,9 +78,7 @@ class ScoreHead:
     """Which of its objective's kinds of label it learnt from; empty where there is one kind, and in files that do not say."""
 
     @classmethod
-    def fresh(
-        cls, width: int, *, seed: int, higher_is: Better, trained_by: str, learns_from: str = "", device: torch.device | str = "cpu"
-    ) -> ScoreHead:
+    def fresh(cls, width: int, *, seed: int, higher_is: Better, trained_by: str, learns_from: str = "", device: torch.device | str = "cpu") -> ScoreHead:
         """A head drawn from N(0, SPREAD^2 / (D + 1)), so that first scores of states of norm sqrt(D) are of the order of SPREAD."""
         drawn = SPREAD * torch.randn(width, generator=torch.Generator().manual_seed(seed)) / sqrt(width + 1)
         return cls(drawn.to(device).requires_grad_(), higher_is, trained_by, learns_from=learns_from)
