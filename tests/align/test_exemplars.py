@@ -76,6 +76,8 @@ def test_chinese_answers_are_read_with_brackets_of_either_width():
         ("Why do bees matter?", "It was Lorenz who told me.", "words of an exemplar: lorenz"),
         ("Who was Konrad Lorenz?", "It was Lorenz who raised geese.", ""),  # what the request says itself is no leak
         ("Why do bees matter?", "Some 400 years ago hives were baskets.", ""),
+        ("Which day comes before Saturday?", "That is Friday.", ""),  # a weekday and a country are nobody's
+        ("Name a big country of Asia.", "India is one, and China another.", ""),
     ],
 )
 def test_every_filter_lets_the_good_through_and_names_what_is_wrong(request_, answer, reason):
@@ -83,12 +85,38 @@ def test_every_filter_lets_the_good_through_and_names_what_is_wrong(request_, an
 
 
 def test_the_blacklist_comes_from_the_exemplars_and_not_from_what_they_share():
-    assert {("lorenz",), ("valparaíso",), ("great", "wall"), ("an", "enzyme", "set", "free", "there")} <= EN.blacklist
+    assert {("lorenz",), ("valparaíso",), ("great", "wall"), ("洛", "伦", "茨")} <= EN.blacklist | ZH.blacklist
+    assert {("an", "enzyme", "set", "free", "there")} <= EN.blacklist
     assert ("what", "is") not in EN.blacklist
     assert ("the",) not in EN.blacklist
+    assert {("friday",), ("china",), ("peru",)}.isdisjoint(EN.blacklist)
     run = tuple(words("细胞破裂，释放出的"))
     assert run in ZH.blacklist
     assert ZH.fault("蜂蜜怎么来的？", "细胞破裂，释放出的糖变成蜂蜜。").startswith("words of an exemplar")
+
+
+@pytest.mark.parametrize(
+    ("request_", "answer", "reason"),
+    [
+        ("给新同事写一句欢迎的话。", "欢迎你，洛伦茨，很高兴与你共事。", "words of an exemplar: 洛 伦 茨"),
+        ("智利有哪些港口？", "瓦尔帕莱索是其中之一。", "words of an exemplar: 瓦 尔 帕 莱 索"),
+        ("洛伦茨研究什么动物？", "洛伦茨研究灰雁。", ""),
+        ("星期六的前一天是星期几？", "是星期五。", ""),
+    ],
+)
+def test_a_short_name_of_a_chinese_exemplar_is_a_leak_unless_the_request_has_it(request_, answer, reason):
+    assert ZH.fault(request_, answer) == reason
+
+
+def test_names_of_ones_own_exemplars_count(tmp_path):
+    data = yaml.safe_load(SHIPPED.read_text(encoding="utf-8"))
+    data["en"]["exemplars"][0]["names"] = ["sulphur", "1968"]
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(data, allow_unicode=True), encoding="utf-8")
+    mine = read_texts(str(path), "en")
+    assert mine.fault("What is yellow?", "Sulphur is.") == "words of an exemplar: sulphur"
+    assert mine.fault("When was that?", "In 1968.") == "words of an exemplar: 1968"
+    assert EN.fault("What is yellow?", "Sulphur is.") == ""
 
 
 @pytest.mark.parametrize(

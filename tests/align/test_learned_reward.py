@@ -120,6 +120,37 @@ def test_a_solution_is_the_product_the_minimum_or_the_last_of_its_steps(members,
     assert by == approx({"product": right[0] * right[1] * right[2], "min": min(right), "last": right[2]})
 
 
+def test_white_space_is_no_step_and_a_solution_reads_as_it_was_taught(members):
+    spaced, plain = (Group(prompt=Prompt(messages=user("q")), completions=(Completion(text=t),)) for t in ("\na\n\n b \n \t\n\nc\n", "a\n b \nc"))
+    model = members["steps"]
+    right = torch.sigmoid(scores(model, [model.encode(user("q"), text, end=False)[0] for text in ("a\n", "a\n b \n", "a\n b \nc")])).tolist()
+    for group in (spaced, plain):
+        assert LearnedReward(models=("steps",)).score([group])[0] == approx([right[0] * right[1] * right[2]])
+    nothing = Group(prompt=Prompt(messages=user("q")), completions=(Completion(text="\n"),))
+    assert LearnedReward(models=("steps",)).score([nothing])[0][0] is not None
+
+
+def test_a_model_that_learnt_from_outcomes_is_read_at_the_last_step_unless_told_otherwise(members):
+    group = Group(prompt=Prompt(messages=user("q")), completions=(Completion(text="1+1=2\n2*3=7\n7-1=6"),))
+    by = {steps: LearnedReward(models=("steps",), steps=steps).score([group])[0] for steps in ("product", "last", "as_trained")}
+    assert by["as_trained"] == by["product"] != by["last"]
+    members["steps"].head = replace(members["steps"].head, learns_from="outcome")
+    by |= {"outcome": LearnedReward(models=("steps",)).score([group])[0], "told": LearnedReward(models=("steps",), steps="product").score([group])[0]}
+    assert by["outcome"] == by["last"]
+    assert by["told"] == by["product"]
+
+
+def test_a_process_model_doubts_a_solution_by_its_least_step_and_others_doubt_none(members):
+    text = "1+1=2\n2*3=7"
+    group = Group(prompt=Prompt(messages=user("q")), completions=(Completion(text=text), Completion(text="", finish="error")))
+    model = members["steps"]
+    least = min(scores(model, [model.encode(user("q"), t, end=False)[0] for t in ("1+1=2\n", text)]).tolist())
+    assert LearnedReward(models=("steps",)).doubts([group]) == [(least < 0, None)]
+    assert LearnedReward(models=("one",)).doubts([group]) == [(None, None)]
+    members["steps"].head = replace(model.head, learns_from="outcome")
+    assert LearnedReward(models=("steps",)).doubts([group]) == [(None, None)]
+
+
 def test_an_answer_that_failed_has_no_score(members):
     failed = Group(prompt=Prompt(messages=user("q")), completions=(Completion(text="", finish="error", error="x"), Completion(text="yes")))
     (found,) = LearnedReward(models=("one",)).score([failed])

@@ -3,8 +3,10 @@ import random
 
 import pytest
 
-from fiducial.align.probing import Case, Point, Prober, read_taxonomy
+from fiducial.align.probing import Case, Prober, identified
+from fiducial.align.taxonomy import Point, read_taxonomy
 from fiducial.core.errors import DataError
+from fiducial.core.intervals import Rate
 from fiducial.core.records import Completion
 from fiducial.data.checks import Check
 from fiducial.data.split import split_of
@@ -112,6 +114,35 @@ def test_an_open_point_is_written_by_the_examiner_answered_by_the_expert_and_mar
     assert "Reference answer:\nA hat for the cat." in assessor.asked[0][-1].content
 
 
+def test_a_request_that_was_cut_off_is_no_case():
+    def write(conversation):
+        return Completion(text="1. Rhyme on the cat.\n2. Write a sonnet about the", finish="length")
+
+    cases = prober(ScriptedModel(), examiner=ScriptedModel(write), expert=ScriptedModel(default="x"), assessor=judges(["[[5]]"])).probe(OPEN, 2)
+    assert [c.text for c in cases] == ["Rhyme on the cat."]
+
+
+@pytest.mark.parametrize(
+    ("language", "alike", "other"),
+    [("en", "Write a poem on {}.", "Rhyme on the number {}."), ("zh", "请写一首诗写{}。", "请为{}押韵作诗。")],
+)
+def test_the_examiner_is_shown_five_cases_that_begin_unlike_and_two_that_failed(language, alike, other):
+    point = [Case(OPEN, alike.format(c), "k", score=9.0) for c in "abcdef"]
+    unlike = [Case(OPEN, f"{w} " + other.format(i), "k", score=9.0) for i, w in enumerate("pqrs")]
+    failed = [Case(OPEN, f"{w} " + other.format(i), "k", score=1.0) for i, w in enumerate("xyz")]
+    for seed in range(20):
+        shown = prober(ScriptedModel(), language=language)._shown([*point, *unlike, *failed], random.Random(seed))
+        assert len(shown) == 5
+        assert sum(c.failed for c in shown) >= 2
+        assert sum(c in point for c in shown) <= 1
+    # where fewer begin unlike, fewer are shown
+    assert len(prober(ScriptedModel(), language=language)._shown([*point, failed[0]], random.Random(0))) == 2
+
+
+def test_a_case_without_a_mark_is_none_of_those_that_the_share_found_is_of():
+    assert identified([Case(OPEN, "a", "a", score=s) for s in (1.0, 3.0, 9.0, None)]) == Rate(2, 3)
+
+
 def test_requests_that_say_the_same_are_asked_once():
     examiner = ScriptedModel(default="Rhyme on the cat.\nRhyme on the cat!\nRhyme on the dog and on the bee.")
     cases = prober(ScriptedModel(), examiner=examiner, expert=ScriptedModel(default="x"), assessor=judges(["[[5]]"])).probe(OPEN, 5)
@@ -128,6 +159,24 @@ def test_the_examiner_sees_means_and_failures_and_proposes_or_stops():
     assert "- verse: rhymes (5.5)\n  Rhyme on orange." in examiner.asked[0][-1].content
     assert prober(model, examiner=ScriptedModel(default="Enough. [[Stop]]")).propose("writing", [], []) is None
     assert prober(model, examiner=ScriptedModel(default="hexameters")).propose("writing", [], []).name == ""
+
+
+def test_the_examiner_is_told_what_was_rejected_and_asked_with_another_seed():
+    seeds = []
+
+    class Examiner(ScriptedModel):
+        def sample(self, conversations, **options):
+            seeds.append(options["seed"])
+            return super().sample(conversations, **options)
+
+    examiner = Examiner(lambda c: "verse: odes" if "verse: hymns" in c[-1].content else "verse: hymns")
+    asks = prober(ScriptedModel(), examiner=examiner)
+    first = asks.propose("writing", [], [OPEN])
+    assert "rejected" not in examiner.asked[0][-1].content
+    assert first == Point("writing", "verse", "hymns")
+    assert asks.propose("writing", [], [OPEN], [first]) == Point("writing", "verse", "odes")
+    assert "rejected, name another one: verse: hymns.\nName one further" in examiner.asked[1][-1].content
+    assert len(set(seeds)) == 2
 
 
 def test_a_proposed_point_must_be_new_markable_and_accepted():

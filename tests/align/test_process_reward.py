@@ -8,6 +8,7 @@ from fiducial.align.process_reward import ProcessReward
 from fiducial.core import registry
 from fiducial.core.errors import ConfigError, DataError
 from fiducial.core.records import Completion, Group, Prompt, user
+from fiducial.models.scorehead import ScoreHead
 from fiducial.models.scripted import tiny
 from fiducial.training.data import Data
 from fiducial.training.loop import train
@@ -32,8 +33,28 @@ def test_every_step_up_to_the_first_error_is_supervised_and_nothing_after_it():
     assert prefixes(solution(1.0, 1.0, 1.0)) == (["1+1=2\n", "1+1=2\n2*3=7\n", TEXT], (1.0, 1.0, 1.0))
 
 
-def test_soft_labels_below_one_half_are_errors():
-    assert prefixes(solution(0.6, 0.4, 0.9))[1] == (0.6, 0.4)
+def test_a_low_share_of_right_continuations_is_no_error_and_none_is():
+    assert prefixes(solution(0.25, 1.0, 1.0))[1] == (0.25, 1.0, 1.0)
+    assert prefixes(solution(0.25, 0.0, 0.5))[1] == (0.25, 0.0)
+
+
+@pytest.mark.parametrize("labels", ["process", "outcome"])
+def test_the_head_says_which_labels_it_learnt_from_also_on_disk(tmp_path, labels):
+    model = tiny()
+    train(model, [solution(1.0, 1.0, 0.0, rewards=(1.0,))], ProcessReward(labels=labels), TrainOptions(lora_rank=2), folder=tmp_path)
+    assert model.head.learns_from == labels
+    model.head.save(tmp_path)
+    assert ScoreHead.read(tmp_path, width=model.width).learns_from == labels
+
+
+def test_a_head_that_learnt_from_other_labels_does_not_train_on(tmp_path):
+    group = solution(1.0, 1.0, 0.0, rewards=(1.0,))
+    model = tiny()
+    kept = model.head = ScoreHead.fresh(model.width, seed=9, higher_is="better", trained_by="align/process_reward", learns_from="outcome")
+    train(model, [group], ProcessReward(labels="outcome"), TrainOptions(lora_rank=2), folder=tmp_path / "on")
+    assert model.head.weight is kept.weight
+    train(model, [group], ProcessReward(), TrainOptions(lora_rank=2), folder=tmp_path / "other")
+    assert model.head.weight is not kept.weight
 
 
 def test_steps_that_nobody_judged_are_passed_over():
@@ -60,7 +81,7 @@ def test_the_head_reads_the_last_token_of_each_step_and_no_other():
 
 
 def test_the_loss_is_cross_entropy_with_the_label_summed_over_steps():
-    group = ProcessReward().prepare(solution(1.0, 0.3, 1.0))
+    group = ProcessReward().prepare(solution(1.0, 0.3, None))
     leaf = torch.tensor([[2.0, -0.5]], requires_grad=True)
     policy = replace(layout([group], [[1, 1]]), scores=leaf)
     loss = ProcessReward()(policy)

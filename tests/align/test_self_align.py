@@ -80,6 +80,13 @@ def test_requests_that_are_like_another_are_rejected_with_the_reason(tmp_path):
     assert all(rouge_l(a, b) < 0.7 for i, a in enumerate(kept) for b in kept[:i])
 
 
+def test_the_request_in_which_a_list_was_cut_off_is_not_taken():
+    cut = Completion(text="1. How do I dry wet shoes?\n2. Write a sonnet about the", finish="length")
+    groups = SelfAlign(instructions=2).make([attempt()], principled(good, topics=Completion(text="Gardens\nBrid", finish="length"), requests=cut))
+    assert [g.prompt.text for g in groups[1:]] == ["How do I dry wet shoes?"]
+    assert groups[1].prompt.category == "Gardens"
+
+
 def test_rejected_answers_are_written_down_with_request_and_reason(tmp_path, caplog):
     caplog.set_level(logging.WARNING)
     path = tmp_path / "rejects.jsonl"

@@ -5,7 +5,7 @@ import pytest
 from fiducial.align.process_reward import ProcessReward
 from fiducial.align.step_labels import StepLabels
 from fiducial.core import registry
-from fiducial.core.errors import ConfigError
+from fiducial.core.errors import ConfigError, ModelError
 from fiducial.core.records import Attempt, Completion, Prompt, user
 from fiducial.models.scripted import ScriptedModel
 
@@ -80,8 +80,8 @@ def test_hard_labels_need_one_right_continuation(answers):
 def test_the_labels_are_what_a_process_reward_model_learns_from(answers):
     (group,) = StepLabels(answers=answers, continuations=4).make([attempt()], solver())
     learnt = ProcessReward().prepare(group)
-    # after the first step below a half nothing is supervised
-    assert learnt.rewards == (0.5, 1.0, 1.0, 0.25)
+    # after the first step from which nothing reached the answer nothing is supervised
+    assert learnt.rewards == (0.5, 1.0, 1.0, 0.25, 0.0)
     assert ProcessReward(labels="outcome").prepare(group).rewards == (1.0, 1.0, 1.0, 0.0, 0.0, 0.0)
 
 
@@ -91,6 +91,22 @@ def test_failed_continuations_are_no_label_and_problems_without_an_answer_are_co
     (group,) = StepLabels(answers=answers, continuations=4).make([attempt(), attempt("What is 1+1?")], model)
     assert group.completions[0].values == (None, 1.0, 1.0)
     assert "1 of 2 problems gave no group: 1 its answer is not known" in caplog.text
+    assert "1 steps have no value, since all continuations from them failed" in caplog.text
+
+
+def test_a_completer_that_cannot_go_on_from_a_begun_solution_is_an_error_and_gives_no_group(answers):
+    model, seen = solver(), []
+    model.continued = {text: texts("", "", "", "", finish="error") for text in model.continued}
+    with pytest.raises(ModelError, match="continued none of 4 begun solutions") as error:
+        StepLabels(answers=answers, continuations=4).make([attempt()], model, sink=seen.append)
+    assert "openai+prefill:NAME" in error.value.hint
+    assert seen == []
+
+
+def test_blank_lines_are_no_steps(answers):
+    spaced = Solver(texts(RIGHT.replace("\n", "\n \n")), solver().continued)
+    (group,) = StepLabels(answers=answers, continuations=4).make([attempt()], spaced)
+    assert (group.completions[0].text, len(group.completions[0].ends)) == (RIGHT, 3)
 
 
 def test_without_a_file_the_reference_of_the_prompt_is_the_answer():

@@ -3,7 +3,8 @@ import logging
 
 import pytest
 
-from fiducial.align.probing import Prober, read_taxonomy
+from fiducial.align.probing import Prober
+from fiducial.align.taxonomy import Point, read_taxonomy
 from fiducial.align.weakness_discovery import WeaknessDiscovery
 from fiducial.core import registry
 from fiducial.core.errors import ConfigError
@@ -43,7 +44,7 @@ def test_a_failing_answer_is_paired_with_the_right_one(tmp_path):
     assert good.startswith(group.prompt.text.removeprefix("What is ").rstrip("?") + " = ")
     assert group.targets == (1.0, 0.0)
     assert group.prompt.category == "skills/sums"
-    assert group.annotator == "align/weakness_discovery: skills/sums, 10 of 10 cases failed"
+    assert group.annotator == "align/weakness_discovery: skills/sums, failed 10/10 = 100% (72% to 100%)"
 
 
 def test_the_held_out_half_of_what_failed_never_becomes_a_group(tmp_path):
@@ -138,6 +139,33 @@ def test_the_search_ends_after_three_rejected_points(proposal, accept):
     assert {c.point for c in cases} == {point}
 
 
+def test_an_examiner_that_is_told_of_a_rejection_comes_to_an_accepted_point():
+    def examine(conversation):
+        text = conversation[-1].content
+        if "Name one further" not in text:
+            return "Rhyme on the cat."
+        return next(f"verse: {name}" for name in ("hymns", "odes", "psalms", "ballads") if name not in text)
+
+    assessor = ScriptedModel(lambda c: ("yes" if "ballads" in c[-1].content else "no") if "Proposed skill" in c[-1].content else "[[1]]")
+    shipped = read_taxonomy()
+    prober = Prober(ScriptedModel(default="x"), ScriptedModel(examine), ScriptedModel(default="y"), assessor, "en", shipped.requests["en"], shipped, 64, 0)
+    tried = dict.fromkeys(c.point.name for c in WeaknessDiscovery(cases=1, points=2).explore(prober, "skills", [read_point("rhymes")]))
+    # hymns and odes are rejected, psalms would be the third
+    assert list(tried) == ["rhymes"]
+    assessor = ScriptedModel(lambda c: ("no" if "hymns" in c[-1].content else "yes") if "Proposed skill" in c[-1].content else "[[1]]")
+    prober = Prober(ScriptedModel(default="x"), ScriptedModel(examine), ScriptedModel(default="y"), assessor, "en", shipped.requests["en"], shipped, 64, 0)
+    tried = dict.fromkeys(c.point.name for c in WeaknessDiscovery(cases=1, points=2).explore(prober, "skills", [read_point("rhymes")]))
+    assert list(tried) == ["rhymes", "odes"]
+
+
+def test_the_share_found_is_said_in_all_and_by_point_with_its_interval(tmp_path, caplog):
+    found(tmp_path, taxonomy=taxonomy(tmp_path, SUMS, {"point": "short", "check": "words_at_most"}), cases=10)
+    # every sum is wrong, and three words keep within any limit: 10 / 20; Wilson: (0.5 + z^2 / 40) / (1 + z^2 / 20) and so on
+    assert (
+        "failed of the cases with a mark: 10/20 = 50% (30% to 70%); skills/sums 10/10 = 100% (72% to 100%); skills/short 0/10 = 0% (0% to 28%)" in caplog.text
+    )
+
+
 def test_the_search_ends_at_the_limit_of_points():
     names = iter(["odes", "limericks", "sonnets", "haiku", "ballads"])
 
@@ -153,8 +181,6 @@ def test_the_search_ends_at_the_limit_of_points():
 
 
 def read_point(name):
-    from fiducial.align.probing import Point
-
     return Point("skills", "all", name)
 
 

@@ -134,6 +134,9 @@ def test_a_block_may_begin_with_another_model_and_its_name_is_its_last_training(
         ({"name": "x", "steps": ROUND, "stop": {"step": "other", "figure": "f", "above": 0}}, "names no step of the block"),
         ({"name": "x", "steps": ROUND, "stop": {"step": "after", "figure": "f"}}, "or not one bound"),
         ({"name": "x", "steps": ROUND, "stop": {"step": "after", "figure": "f", "above": 1, "below": 0}}, "or not one bound"),
+        ({"name": "x", "steps": ROUND, "stop": [{"step": "after", "figure": "f", "above": 1}, {"step": "after", "figure": "f"}]}, "or not one bound"),
+        ({"name": "x", "steps": ROUND, "stop": {"step": "after", "figure": "f", "above": 1, "against": "before"}}, "or not one bound"),
+        ({"name": "x", "steps": ROUND, "stop": {"step": "after", "figure": "f", "against": "before"}}, "against 'before', but no step before the block"),
     ],
 )
 def test_a_block_that_cannot_be_done_is_an_error(step, message):
@@ -246,6 +249,23 @@ def test_a_block_ends_after_the_round_in_which_the_figure_is_past_its_bound(call
     assert Run.open(steps["end"]["run"]).facts.options["model"] == f"run:{steps[f'r/{done}/trained']['run']}"
     again, _ = call("run", rounds(figure="longer", **stop), "--resume", body["run"])
     assert again["data"]["steps"] == body["data"]["steps"]
+
+
+def test_a_block_ends_by_any_of_several_rules_and_one_rule_is_a_list_of_one(call, rounds, tmp_path):
+    recipe = json.loads(rounds(figure="longer").read_text(encoding="utf-8"))
+    recipe["steps"][0]["stop"] = [{"step": "look", "figure": "longer", "above": 0.0}, {"step": "look", "figure": "longer", "below": 0.5}]
+    (tmp_path / "r.yaml").write_text(json.dumps(recipe), encoding="utf-8")
+    body, _ = call("run", tmp_path / "r.yaml")
+    assert [s["name"] for s in body["data"]["steps"]] == ["r/1/trained", "r/1/look", "end"]
+
+
+def test_a_block_ends_when_a_figure_is_not_clearly_better_than_a_round_ago(call, run, rounds, tmp_path):
+    recipe = json.loads(rounds(figure="longer").read_text(encoding="utf-8"))
+    (block, end) = recipe["steps"]
+    block["stop"] = {"step": "look", "figure": "longer", "against": "before"}
+    (tmp_path / "r.yaml").write_text(json.dumps(recipe | {"steps": [end | {"name": "before", "model": "tiny"}, block, end]}), encoding="utf-8")
+    body, _ = call("run", tmp_path / "r.yaml")  # lengths do not change
+    assert [s["name"] for s in body["data"]["steps"]] == ["before", "r/1/trained", "r/1/look", "end"]
 
 
 def test_a_figure_that_the_step_does_not_have_is_an_error_and_not_a_reason_to_go_on(call, rounds):

@@ -50,6 +50,10 @@ def test_scores_on_the_same_items_are_compared_pair_by_pair(call):
     (figure,) = call("compare", a, b)[0]["data"]["figures"]
     # 3/4 - 2/4, one discordant pair: exact McNemar p = 1
     assert (figure["difference"], figure["p"]) == (0.25, 1.0)
+    # of forty, thirty go well in both: one more is -0.05 to +0.11, where two samples of forty would tell only -0.16 to +0.21
+    same = [1.0] * 30 + [0.0] * 9
+    (figure,) = call("compare", scored(*same, 0.0), scored(*same, 1.0))[0]["data"]["figures"]
+    assert figure["high"] - figure["low"] < 0.25
 
 
 def test_means_on_the_same_items_are_compared_by_their_differences(call):

@@ -59,7 +59,8 @@ def done(world, tmp_path, monkeypatch):
 
     def shrunk(step, changes):
         if "steps" in step:
-            return step | {"rounds": changes.get("rounds", 1), "steps": [shrunk(s, changes) for s in step["steps"]]}
+            block = {"rounds": changes.get("rounds", 1), "steps": [shrunk(s, changes) for s in step["steps"]]}
+            return step | block | ({"stop": changes["stop"]} if "stop" in changes else {})
         method, options = step["method"], dict(step.get("options", {}))
         # the tiny model reads 512 bytes, too few for many examples
         step = step | {"method": "attack/style_injection" if method == "attack/many_shot" else method}
@@ -216,7 +217,8 @@ def test_self_alignment_teaches_answers_without_the_principles_they_were_given_u
 def test_iterated_dpo_trains_each_round_from_the_model_before_under_one_judge(done):
     # all digits are alike to the model of this world; another tiny one tells them apart
     graded = {"judge": "tiny", "max_tokens": 6, "length_ratio": 100.0, "temperature": 1.0}
-    data = done("iterated_dpo", rounds=2, graded=graded, **{"align/dpo": LEARN})
+    stop = {"step": "length", "figure": "growth", "above": 0.2}  # the capability of a tiny model does not rise
+    data = done("iterated_dpo", rounds=2, stop=stop, graded=graded, **{"align/dpo": LEARN})
     steps = {s["name"]: s for s in data["steps"]}
     first, second = (Run.open(steps[f"iterated/{n}/trained"]["run"]) for n in (1, 2))
     assert second.facts.options["model"] == f"run:{first.id}"
@@ -229,8 +231,8 @@ def test_iterated_dpo_trains_each_round_from_the_model_before_under_one_judge(do
     measured = {(f["step"], f["figure"]): f for f in data["figures"]}
     for name in ("before", "iterated/1/goals", "iterated/2/goals"):
         assert measured[name, "harmful compliance"]["n"] > 0
-    # the figure that ends the block; letters without a space are one word, however they change
+    # the figures that end the block; letters without a space are one word, however they change
     (block,) = [step for step in yaml.safe_load((SHIPPED / "iterated_dpo.yaml").read_text(encoding="utf-8"))["steps"] if "steps" in step]
-    assert block["stop"] == {"step": "length", "figure": "growth", "above": 0.2}
+    assert block["stop"] == [stop, {"step": "capability", "figure": "acc", "against": "before_capability"}]
     assert measured["iterated/2/length", "evaluate/answer_length: growth"]["value"] <= 0.2
     assert ("iterated/2/capability", "evaluate/multiple_choice: acc") in measured

@@ -43,6 +43,13 @@ def test_a_server_opens_without_being_asked_anything(tmp_path, monkeypatch):
     assert model.fingerprint == "org/name:tag@http://localhost:1/v1"
 
 
+def test_the_name_says_that_a_server_goes_on_from_a_begun_answer(tmp_path, monkeypatch):
+    monkeypatch.setenv("FIDUCIAL_CACHE", str(tmp_path))
+    model = open_model("openai+prefill:org/name:tag", base_url="http://localhost:1/v1")
+    assert (model.name, model.prefill, model.uri) == ("org/name:tag", True, "openai+prefill:org/name:tag")
+    assert not open_model("openai:org/name:tag", base_url="http://localhost:1/v1").prefill
+
+
 def test_an_option_that_the_model_cannot_take_is_an_error():
     with pytest.raises(ConfigError, match="base_url has no meaning"):
         open_model("tiny", base_url="http://localhost:1")

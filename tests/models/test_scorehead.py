@@ -62,6 +62,12 @@ def test_a_head_of_the_cost_stands_beside_and_is_part_of_the_fingerprint(tmp_pat
     assert again.fingerprint == made.fingerprint
 
 
+def test_what_a_head_learnt_from_is_part_of_its_identity_and_a_head_of_one_kind_has_the_old_one():
+    one, other = (ScoreHead.fresh(4, seed=0, higher_is="better", trained_by="x", learns_from=kind) for kind in ("", "outcome"))
+    assert one.digest == sha256(one.weight.detach().numpy().tobytes() + b"better x").hexdigest()[:16]
+    assert other.digest != one.digest
+
+
 @pytest.mark.parametrize("rank", [0, 2], ids=["whole", "adapter"])
 def test_a_head_is_saved_and_opened_with_its_model(tmp_path, rank):
     made = model(higher_is="worse", trained_by="align/cost_model")

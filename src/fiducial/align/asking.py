@@ -86,6 +86,15 @@ def listed(text: str) -> list[str]:
     return [line for line in lines if line]
 
 
+def entries(answer: Completion) -> list[str]:
+    """The lines of an answer that lists something, without the last one of an answer that was cut off.
+
+    >>> entries(Completion(text="1. Write a haiku.\\n2. Write a sonnet about the", finish="length"))
+    ['Write a haiku.']
+    """
+    return listed(answer.text)[: -1 if answer.finish == "length" else None]
+
+
 def counted(reasons: Sequence[str]) -> str:
     """How often each reason occurs, the commonest first, as text.
 

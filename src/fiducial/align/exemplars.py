@@ -37,6 +37,8 @@ class Exemplar(Record):
     user: str
     thoughts: str = ""
     answer: str
+    names: tuple[str, ...] = ()
+    """Names and words of its topic that betray it in the answer to another request, however short they are."""
 
 
 class Texts(Record):
@@ -102,10 +104,9 @@ class Texts(Record):
 
     @cached_property
     def blacklist(self) -> frozenset[tuple[str, ...]]:
-        """Runs of words, names and numbers that only one exemplar has; what several share is style."""
-        whole = [f"{e.user} {e.answer}" for e in self.exemplars]
-        counts = Counter(run for text in whole for run in ngrams(words(text), LEAK[tongue(self.language)]) | names(text))
-        return frozenset(run for run, n in counts.items() if n == 1)
+        """Runs of words that only one exemplar has, and its names; what several share is style."""
+        counts = Counter(run for e in self.exemplars for run in ngrams(words(f"{e.user} {e.answer}"), LEAK[tongue(self.language)]))
+        return frozenset(run for run, n in counts.items() if n == 1) | {tuple(words(name)) for e in self.exemplars for name in e.names}
 
     def fault(self, request: str, answer: str) -> str:
         """Why an answer is not taught, whatever it was written under; empty when it is."""
@@ -146,16 +147,6 @@ def read_texts(path: str, language: str, assistant: str = "") -> Texts:
         key = (language, *first["loc"])
         where = next((marks[key[:n]] for n in range(len(key), 0, -1) if key[:n] in marks), str(file))
         raise DataError(f"{where}: {'.'.join(map(str, first['loc']))}: {first['msg']}", hint="see the keys of the shipped file") from error
-
-
-def names(text: str) -> set[tuple[str, ...]]:
-    """Runs of words that look like names or numbers: capitals within a sentence, or several digits.
-
-    >>> sorted(names("Ask Lorenz on Good Friday, in 1968. He knows."))
-    [('1968',), ('good', 'friday'), ('lorenz',)]
-    """
-    inner = re.findall(r"(?<=\w |, )([A-Z][\w'’]+(?: [A-Z][\w'’]+)*)", text)
-    return {tuple(words(w)) for w in [*inner, *re.findall(r"\d{2,}", text)]}
 
 
 def _mark(text: str) -> str:

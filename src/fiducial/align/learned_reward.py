@@ -6,7 +6,8 @@ Formula:      the score at the completion's last token, less the mean score of p
               zero. Process models: product (or minimum, or last) over the steps of sigmoid(score at the step's end). Several members: each but a
               process model divided by the standard deviation of its scores there, then mean, min, or mean - spread_penalty * variance (over
               members, divided by their number). Mean and deviation are taken after training, on up to 128 groups of the data.
-Defaults:     mean; steps combined by product (Lightman et al.); spread_penalty 0.5 (best-of-N in Coste et al., who use 0.1 in PPO).
+Defaults:     mean; steps combined by product (Lightman et al.), or the last after training on outcomes; spread_penalty 0.5 (best-of-N in Coste
+              et al., who use 0.1 in PPO).
 Limits:       a score is right where the training data was; a policy that is pushed leaves it. Members are best trained on the same data with
               another seed: their scales are those of their own data. A model whose scale was not kept gives scores as they are, alone and in a
               mean; min and penalised refuse it beside others. Members that err alike are as one. Completions that failed have no score.
@@ -17,13 +18,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Literal, final
 
 from fiducial.core.errors import ConfigError, ModelError
 from fiducial.core.records import Completion, Group
 from fiducial.core.roles import Reward
+from fiducial.data.steps import beginnings, cut
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,16 +47,17 @@ class LearnedReward(Reward):
     """How the scores of several members become one."""
     spread_penalty: float = 0.5
     """Weight of the members' variance, for penalised."""
-    steps: Literal["product", "min", "last"] = "product"
-    """How the steps of a solution become one score, for process reward models; last for one trained on outcomes."""
+    steps: Literal["as_trained", "product", "min", "last"] = "as_trained"
+    """How the steps of a solution become one score, for process reward models: as_trained is the product for one that learnt from labels of steps,
+    and the last for one that learnt from outcomes."""
     separator: str = "\n"
     """What ends a step of a completion that does not say where its steps end."""
     higher_is: Literal["better", "worse"] = "better"
     """What a higher value is to mean: better for a reward, worse for a cost. A model that was trained otherwise is refused."""
 
     def __post_init__(self) -> None:
-        if self.combine not in ("mean", "min", "penalised") or self.steps not in ("product", "min", "last") or not self.separator:
-            raise ValueError("combine is mean, min or penalised, steps is product, min or last, and separator is not empty")
+        if self.combine not in ("mean", "min", "penalised") or self.steps not in ("as_trained", "product", "min", "last") or not self.separator:
+            raise ValueError("combine is mean, min or penalised, steps is as_trained, product, min or last, and separator is not empty")
         if not self.spread_penalty >= 0:
             raise ValueError(f"spread_penalty must be >= 0, got {self.spread_penalty}")
 
@@ -71,6 +74,14 @@ class LearnedReward(Reward):
             for (g, k), value in zip(wanted, self.combined(scores).tolist(), strict=True):
                 found[g][k] = value
         return [tuple(values) for values in found]
+
+    def doubts(self, groups: Sequence[Group]) -> list[tuple[bool | None, ...]]:
+        """Whether process models that learnt from labels of steps call some step wrong, at a probability below 0.5; None of other models."""
+        from fiducial.models.scorehead import BY_STEPS
+
+        if not all(head.trained_by == BY_STEPS and head.learns_from != "outcome" for _, head in self._members()):
+            return [(None,) * len(group.completions) for group in groups]
+        return [tuple(None if least is None else least < 0.5 for least in values) for values in replace(self, steps="min").score(groups)]
 
     def combined(self, members: Sequence[Tensor]) -> Tensor:
         """One score per completion, [N], from those of the members, [N] each. The careful side of a cost is the highest."""
@@ -133,21 +144,13 @@ class LearnedReward(Reward):
         if not by_steps:
             return torch.cat(pieces)
         right = [torch.sigmoid(piece) for piece in pieces]
-        if self.steps == "last":
-            return torch.stack([steps[-1] for steps in right])
-        return torch.stack([steps.prod() if self.steps == "product" else steps.amin() for steps in right])
+        by = ("last" if head.learns_from == "outcome" else "product") if self.steps == "as_trained" else self.steps
+        return torch.stack([steps[-1] if by == "last" else steps.prod() if by == "product" else steps.amin() for steps in right])
 
     def _prefixes(self, completion: Completion) -> list[tuple[str, bool]]:
-        """The text up to the end of each step, open as in training."""
-        text, ends = completion.text, list(completion.ends)
-        if not ends:
-            at = 0
-            while (found := text.find(self.separator, at)) >= 0:
-                at = found + len(self.separator)
-                ends.append(at)
-            if at < len(text) or not ends:
-                ends.append(len(text))
-        return [(text[:end], False) for end in ends]
+        """The text up to the end of each step, open and without blank lines as in training."""
+        begun = [completion.text[:end] for end in completion.ends] or beginnings(cut(completion.text, self.separator), self.separator)
+        return [(text, False) for text in begun or [completion.text]]
 
 
 @cache

@@ -6,53 +6,38 @@ answers them, and an assessor that compares; the last two must be different mode
 
 from __future__ import annotations
 
-import json
 import random
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal
 
-from fiducial.align.asking import ask, listed, texts
+from fiducial.align.asking import ask, entries, texts
+from fiducial.align.taxonomy import Point, Taxonomy
 from fiducial.core.config import load_yaml
-from fiducial.core.errors import DataError
+from fiducial.core.intervals import Rate
 from fiducial.core.records import Completion, user
-from fiducial.data.checks import ARITHMETIC, Check, Kind, make
+from fiducial.data.checks import ARITHMETIC, Check, make
 from fiducial.data.overlap import rouge_l, words
 from fiducial.data.split import split_of
 from fiducial.models.base import Model
 
-SHIPPED = Path(__file__).with_name("weakness_taxonomy.json")
 PROMPTS = Path(__file__).with_name("weakness_prompts.yaml")
 FAILED = 3.1
 """Marks below it, of 1 to 10, show a weakness."""
 SEEDS = 5
 """Cases of a point before they get harder by what was answered."""
-SHOWN = 5
-"""Cases tried that the examiner sees."""
+SHOWN, WEAK = 5, 2
+"""Cases tried that the examiner sees, and how many of them failed as far as there are."""
+BEGINNING = {"en": 3, "zh": 6}
+"""Words by which shown cases differ from their beginning on; Chinese characters count as words."""
 SAME = 0.9
 """ROUGE-L from which two requests are one."""
 TRIES = 8
 """Answers sampled in search of one that keeps to a check."""
 SALT = "weakness"
-
-
-@dataclass(frozen=True, slots=True)
-class Point:
-    """One skill of a task."""
-
-    task: str
-    category: str
-    name: str
-    check: Kind | None = None
-    """How answers are checked; None where a model must assess them."""
-
-    @property
-    def label(self) -> str:
-        """Task and skill."""
-        return f"{self.task}/{self.name}"
 
 
 @dataclass(slots=True)
@@ -86,45 +71,10 @@ class Case:
         return named | {"request": self.text, "check": check, "response": self.response.text, "reference": self.reference, "score": self.score}
 
 
-@dataclass(frozen=True, slots=True)
-class Taxonomy:
-    """Tasks with their points, and what cases are made of."""
-
-    tasks: dict[str, list[Point]]
-    requests: dict[str, list[str]]
-    words: dict[str, list[str]]
-    endings: dict[str, list[str]]
-
-
-def read_taxonomy(path: str = "") -> Taxonomy:
-    """The taxonomy in a JSON file, the shipped one without a path. Requests and words that it lacks are the shipped ones. Raises DataError."""
-    shipped = json.loads(SHIPPED.read_text(encoding="utf-8"))
-    file, data = SHIPPED, shipped
-    if path:
-        file = Path(path)
-        try:
-            data = json.loads(file.read_text(encoding="utf-8-sig"))
-        except OSError as error:
-            raise DataError(f"{file} cannot be read: {error.strerror}", hint="check the path") from error
-        except ValueError as error:
-            raise DataError(f"{file}: not JSON: {error}", hint="one JSON object with a list 'tasks'") from error
-    shape = 'a task is {"task": "...", "categories": {"...": ["point", {"point": "...", "check": "sum"}]}}'
-    try:
-        tasks = {str(t["task"]): [_point(str(t["task"]), str(c), p, file) for c, points in t["categories"].items() for p in points] for t in data["tasks"]}
-    except (TypeError, KeyError, AttributeError) as error:
-        raise DataError(f"{file}: the list 'tasks' cannot be read: {type(error).__name__} {error}", hint=shape) from error
-    if not tasks or not all(tasks.values()):
-        raise DataError(f"{file}: a task has no points", hint=shape)
-    return Taxonomy(tasks, **{name: shipped[name] | data.get(name, {}) for name in ("requests", "words", "endings")})
-
-
-def _point(task: str, category: str, value: Any, file: Path) -> Point:
-    if isinstance(value, str):
-        return Point(task, category, value)
-    check = value.get("check")
-    if check not in get_args(Kind):
-        raise DataError(f"{file}: {task}, {category}: there is no check '{check}'", hint=f"checks are {', '.join(get_args(Kind))}")
-    return Point(task, category, str(value["point"]), cast(Kind, check))
+def identified(cases: Sequence[Case]) -> Rate:
+    """How many of the cases with a mark show a weakness: the identification rate of the paper."""
+    marked = [c for c in cases if c.score is not None]
+    return Rate(sum(c.failed for c in marked), len(marked))
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,8 +124,8 @@ class Prober:
         (row,) = ask(source, [user(case.text)], k=TRIES, temperature=0.7, max_tokens=self.max_tokens, seed=self.seed)
         return next((c.text for c in row if c.finish == "stop" and case.check.holds(c.text)), "")
 
-    def propose(self, task: str, cases: Sequence[Case], tried: Sequence[Point]) -> Point | None:
-        """The examiner's next point; None when it says stop. A line that is no point comes back with an empty name."""
+    def propose(self, task: str, cases: Sequence[Case], tried: Sequence[Point], rejected: Sequence[Point] = ()) -> Point | None:
+        """The examiner's next point; None when it says stop. It is told what was rejected; a line that is no point comes back with an empty name."""
         assert self.examiner is not None
         lines = []
         for point in tried:
@@ -183,11 +133,14 @@ class Prober:
             bad = sorted((c for c in some if c.failed), key=lambda c: c.score or 0.0)[:2]
             mean = f"{fmean(c.score or 0.0 for c in some):.1f}" if some else "-"
             lines.append(f"- {point.category}: {point.name} ({mean})" + "".join(f"\n  {c.text}" for c in bad))
-        asked = self.say["examine"].format(task=task, results="\n".join(lines))
-        (reply,) = texts(self.examiner, [user(asked)], max_tokens=self.max_tokens, seed=self.seed)
-        if "[[stop]]" in reply.lower():
+        refused = "; ".join(f"{p.category}: {p.name}" for p in rejected if p.name)
+        asked = self.say["examine"].format(task=task, results="\n".join(lines), rejected=self.say["rejected"].format(points=refused) + "\n" if refused else "")
+        # after a rejection it is asked another way, also where there is nothing to name
+        how: dict[str, Any] = {"temperature": 0.7 if rejected else 0.0, "seed": self.seed + len(rejected)}
+        ((reply,),) = ask(self.examiner, [user(asked)], max_tokens=self.max_tokens, **how)
+        if "[[stop]]" in reply.text.lower():
             return None
-        category, _, name = next(iter(listed(reply)), "").replace("：", ":").partition(":")
+        category, _, name = next(iter(entries(reply)), "").replace("：", ":").partition(":")
         return Point(task, category.strip(), name.strip())
 
     def accepts(self, point: Point, tried: Sequence[Point]) -> bool:
@@ -208,12 +161,18 @@ class Prober:
         if point.check is not None:
             level = 1 + sum(not c.failed for c in done) // 3
             return [self._made(point, level, rng) for _ in range(min(SEEDS, missing))]
-        bad = [c for c in done if c.failed]
-        shown = rng.sample(bad, min(2, len(bad)))
-        rest = [c for c in done if c not in shown]
-        shown += rng.sample(rest, min(SHOWN - len(shown), len(rest)))
-        history = "\n".join(f"- {c.text} ({'-' if c.score is None else f'{c.score:g}'})" for c in shown)
+        history = "\n".join(f"- {c.text} ({'-' if c.score is None else f'{c.score:g}'})" for c in self._shown(done, rng))
         return self._written(point, self.say["harder"].format(point=point.name, task=point.task, category=point.category, history=history))[:1]
+
+    def _shown(self, done: Sequence[Case], rng: random.Random) -> list[Case]:
+        """Cases that begin unlike one another, drawn by chance, failed ones first."""
+        drawn = rng.sample(done, len(done))
+        shown: dict[tuple[str, ...], Case] = {}
+        for some, most in (([c for c in drawn if c.failed], WEAK), (drawn, SHOWN)):
+            for case in some:
+                if len(shown) < most:
+                    shown.setdefault(tuple(words(case.text)[: BEGINNING[self.language]]), case)
+        return list(shown.values())
 
     def _made(self, point: Point, level: int, rng: random.Random) -> Case:
         assert point.check is not None
@@ -225,8 +184,8 @@ class Prober:
 
     def _written(self, point: Point, asked: str) -> list[Case]:
         assert self.examiner is not None
-        (reply,) = texts(self.examiner, [user(asked)], max_tokens=self.max_tokens, temperature=0.7, seed=self.seed)
-        return [Case(point, line, line) for line in listed(reply) if len(words(line)) > 2]
+        ((reply,),) = ask(self.examiner, [user(asked)], max_tokens=self.max_tokens, temperature=0.7, seed=self.seed)
+        return [Case(point, line, line) for line in entries(reply) if len(words(line)) > 2]
 
     def _fresh(self, cases: Sequence[Case], done: Sequence[Case]) -> list[Case]:
         """Those that were not asked before, here or in `done`; requests that differ in a number are two."""

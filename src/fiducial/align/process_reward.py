@@ -5,7 +5,7 @@ What it does: trains a linear head to say, at the last token of each step of a s
 Use it when:  solutions have steps that can be checked one by one, to choose among samples or as a reward; where only final answers can be
               checked, with labels outcome. Read it with align/learned_reward.
 Formula:      loss = -y log sigmoid(r) - (1 - y) log sigmoid(-r), mean over the steps of the optimizer step. process: y is the step's value
-              in [0, 1]; what comes after the first step below 0.5 is not supervised. outcome: at every step, y = 1 if the solution's
+              in [0, 1]; what comes after the first step of value 0 is not supervised. outcome: at every step, y = 1 if the solution's
               reward is above 0, else 0.
 Defaults:     labels process, learning rate 1e-5 as align/reward_model. Neutral steps count as right (paper): give them the value 1.
 Limits:       steps are the parts of a completion (`ends`, `values`; read from TRL's stepwise columns and PRM800K); one without any has one step,
@@ -47,6 +47,11 @@ class ProcessReward(Objective):
         if self.labels not in ("process", "outcome"):
             raise ValueError(f"labels must be process or outcome, got {self.labels}")
 
+    @property
+    def learns_from(self) -> str:
+        """The labels, by which align/learned_reward reads the steps."""
+        return self.labels
+
     def prepare(self, group: Group) -> Group:
         """The group of all supervised prefixes, each ending with a step and open, with the step's label as its reward."""
         steps = [step for k, c in enumerate(group.completions) for step in self._steps(c, group.rewards[k] if group.rewards is not None else None)]
@@ -77,6 +82,6 @@ class ProcessReward(Objective):
             if not 0 <= label <= 1:
                 raise DataError(f"a step has the value {label}", hint="values of steps are probabilities of being right, from 0 to 1")
             found.append((Completion(text=solution.text[:end], finish="length"), label))
-            if self.labels == "process" and label < RIGHT:
+            if self.labels == "process" and label == 0:  # a low share of right continuations is no error yet
                 break
         return found

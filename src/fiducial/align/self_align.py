@@ -6,8 +6,8 @@ What it does: proposes new requests by kind and topic, with the attempts' prompt
 Use it when:  there are no labels and no stronger model. Train with align/sft; the model must be able to imitate the exemplars' form.
 Defaults:     16 requests per language besides the seeds, ROUGE-L below 0.7 to every other one, temperature 0.7. The paper makes several
               hundred thousand. 5 exemplars, principles and kinds of our own, in English and Chinese (self_align.yaml).
-Limits:       answers are no better than the model; filters look at form, not truth. A run of words from an exemplar, or a name in one, rejects
-              an answer. Rejected rows go to the file `rejects` with their reasons; without it they are only counted.
+Limits:       answers are no better than the model; filters look at form, not truth. A run of 5 words (8 Chinese characters) from an exemplar, or one
+              of the names listed with it, rejects an answer. Rejected rows go to the file `rejects` with their reasons; without it they are only counted.
 Source:       Sun et al. 2023, arXiv:2305.03047, sections 3.1 to 3.4; self-instruct: Wang et al. 2022, arXiv:2212.10560.
 """
 
@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from math import ceil
 from typing import TYPE_CHECKING, Any, Literal, final
 
-from fiducial.align.asking import ask, counted, listed, portions, texts, tongue
+from fiducial.align.asking import ask, counted, entries, portions, tongue
 from fiducial.align.exemplars import Texts, read_texts
 from fiducial.core.records import Attempt, Completion, Group, Message, Prompt, user
 from fiducial.core.roles import Maker, Sink, ignore
@@ -101,14 +101,14 @@ class SelfAlign(Maker):
             how: dict[str, Any] = {"max_tokens": self.max_tokens, "temperature": self.temperature, "seed": seed + turn}
             kinds = [rng.choice(say.kinds) for _ in range(ceil(missing / EACH))]
             asks = [user(say.propose.format(kind=k, topics=", ".join(rng.sample(say.topics, min(5, len(say.topics)))), count=EACH)) for k in kinds]
-            topics = [rng.choice([t for t in listed(text) if 1 <= len(words(t)) <= 6] or say.topics) for text in texts(model, asks, **how)]
+            topics = [rng.choice([t for t in entries(c) if 1 <= len(words(t)) <= 6] or say.topics) for (c,) in ask(model, asks, **how)]
             shown = [[p.text for p in rng.sample([*seeds, *found], min(3, len(seeds) + len(found)))] for _ in kinds]
             asks = [
                 user(say.instruct.format(count=EACH, kind=k, topic=t, seeds="\n".join(f"- {s}" for s in some)))
                 for k, t, some in zip(kinds, topics, shown, strict=True)
             ]
-            for kind, topic, text in zip(kinds, topics, texts(model, asks, **how), strict=True):
-                for line in listed(text)[:EACH]:
+            for kind, topic, (reply,) in zip(kinds, topics, ask(model, asks, **how), strict=True):
+                for line in entries(reply)[:EACH]:
                     if reason := say.unusable(line, known):
                         rejected.append({"stage": "request", "kind": kind, "topic": topic, "text": line, "reason": reason})
                     elif len(found) < self.instructions:

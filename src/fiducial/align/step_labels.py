@@ -7,8 +7,8 @@ Use it when:  final answers are known and nobody has labelled steps. Train with 
 Formula:      soft: value of a step = right continuations / continuations; hard: 1 if any is right, else 0. The last step is 1 if the solution's
               own answer is right, else 0.
 Defaults:     4 solutions per problem, 8 continuations per step (paper), temperature 0.7, soft labels.
-Limits:       the attempts say which problems, whatever came of them. A step that only looks wrong is right if the completer mends it,
-              and few continuations of a weak completer say little of early steps. The cost is solutions x steps x continuations.
+Limits:       the attempts say which problems, whatever came of them. The completer must go on from a begun answer. A step that only looks wrong is
+              right if it mends it, and few continuations of a weak one say little of early steps. The cost is solutions x steps x continuations.
 Source:       Wang et al. 2023, arXiv:2312.08935, section 3.
 """
 
@@ -20,10 +20,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, final
 
 from fiducial.align.asking import ask, asked, counted, distinct, helper, portions
+from fiducial.core.errors import ModelError
 from fiducial.core.records import Attempt, Completion, Conversation, Group, Message
 from fiducial.core.roles import Maker, Sink, ignore
 from fiducial.data.answers import known_answers, reaches
-from fiducial.data.steps import BREAK, solution
+from fiducial.data.steps import beginnings, cut, solution
 
 if TYPE_CHECKING:
     from fiducial.models.base import Model
@@ -64,13 +65,15 @@ class StepLabels(Maker):
         fitting = [a for text, a in problems.items() if text in known]
         without = ["its answer is not known: name a file with --answers"] * (len(problems) - len(fitting))
         groups = []
+        given_up = 0
         how: dict[str, Any] = {"max_tokens": self.max_tokens, "temperature": self.temperature, "seed": seed}
         with helper(self.completer, model) as completer:
             for some in portions(fitting):
                 sampled = [[c for c in distinct(row) if c.finish == "stop"] for row in ask(model, [asked(a) for a in some], k=self.solutions, **how)]
-                for attempt, row in zip(some, sampled, strict=True):
-                    gold = known[attempt.prompt.text.strip()]
-                    labelled = self._labelled(asked(attempt), row, gold, completer, how)
+                golds = [known[a.prompt.text.strip()] for a in some]
+                found = [self._labelled(asked(a), row, gold, completer, how) for a, row, gold in zip(some, sampled, golds, strict=True)]
+                given_up += _given_up([c for labelled in found for c in labelled], completer)
+                for attempt, gold, labelled in zip(some, golds, found, strict=True):
                     if not labelled:
                         without.append("no solution came to an end")
                         continue
@@ -82,20 +85,22 @@ class StepLabels(Maker):
                     )
                     groups.append(group)
                     sink(group)
+        if given_up:
+            log.warning("%d steps have no value, since all continuations from them failed", given_up)
         if without:
             log.warning("%d of %d problems gave no group: %s", len(without), len(problems), counted(without))
         return groups
 
     def _labelled(self, conversation: Conversation, solved: Sequence[Completion], gold: str, completer: Model, how: dict[str, Any]) -> list[Completion]:
         """The solutions with the values of their steps; all beginnings are continued in one call."""
-        steps = [[line for line in c.text.splitlines() if line.strip()] for c in solved]
-        begun = [BREAK.join(lines[:n]) + BREAK for lines in steps for n in range(1, len(lines))]
+        steps = [cut(c.text) for c in solved]
+        begun = [text for lines in steps for text in beginnings(lines)[:-1]]
         rows = iter(ask(completer, [(*conversation, Message(role="assistant", content=text)) for text in begun], k=self.continuations, **how))
-        beginnings = iter(begun)
+        texts = iter(begun)
         found = []
         for lines in steps:
-            values: list[float | None] = [self._value(next(beginnings), next(rows), gold) for _ in lines[1:]]
-            found.append(solution(lines, [*values, float(reaches(BREAK.join(lines), gold))]))
+            values: list[float | None] = [self._value(next(texts), next(rows), gold) for _ in lines[1:]]
+            found.append(solution(lines, [*values, float(reaches(beginnings(lines)[-1], gold))]))
         return found
 
     def _value(self, begun: str, continued: Sequence[Completion], gold: str) -> float | None:
@@ -103,3 +108,14 @@ class StepLabels(Maker):
         there = [c for c in continued if c.finish not in ("error", "filtered")]
         right = [c.finish == "stop" and reaches(begun + c.text, gold) for c in there]
         return None if not right else float(any(right)) if self.hard else sum(right) / len(right)
+
+
+def _given_up(solutions: Sequence[Completion], completer: Model) -> int:
+    """Steps that could not be continued at all. Raises ModelError where no step of the solutions could be."""
+    steps = [value for c in solutions for value in c.values[:-1]]
+    if steps and all(value is None for value in steps):
+        raise ModelError(
+            f"{completer.uri} continued none of {len(steps)} begun solutions",
+            hint="a model with its weights here can; so can a server that goes on from a begun answer, called openai+prefill:NAME",
+        )
+    return sum(value is None for value in steps)

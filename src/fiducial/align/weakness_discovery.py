@@ -4,10 +4,12 @@ What it does: for each point of a taxonomy puts cases that get harder, marks the
               and pairs failing answers with good ones. Points with a check (length, format, keywords, arithmetic) need no other model.
 Use it when:  you want to know what ordinary skills a model lacks and to train on exactly those. The attempts say the language, and their
               harmless prompts become requests. Train with align/sft or align/dpo; measure with evaluate/found_weaknesses.
+Formula:      share found: failed cases / cases with a mark, per point and in all, with Wilson's interval.
 Defaults:     the shipped taxonomy of 12 checked points in 4 tasks, at most 6 points per task, 15 cases per point of which 5 are seeds; a case
               fails below 3.1 (paper). A task also ends at [[Stop]] or after three rejected points.
 Limits:       by the hash of its request, about half of the cases is held out and never becomes a group; without the file `results` it is
-              lost. Open points need an examiner, an expert and an assessor, the last two different models.
+              lost. Open points need an examiner, an expert and an assessor, the last two different models. The share found is that of requests
+              which were sought to fail, and not of those that users make.
 Source:       Cheng et al. 2024, arXiv:2406.16714, section 3.
 """
 
@@ -22,7 +24,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, final
 
 from fiducial.align.asking import helper, tongue
-from fiducial.align.probing import Case, Point, Prober, read_taxonomy
+from fiducial.align.probing import Case, Prober, identified
+from fiducial.align.taxonomy import Point, read_taxonomy
 from fiducial.core.records import Attempt, Completion, Group, Prompt, user
 from fiducial.core.roles import Maker, Sink, ignore
 from fiducial.core.store import write_atomic
@@ -88,6 +91,7 @@ class WeaknessDiscovery(Maker):
                             sink(group)
             finally:
                 self._keep(every)
+        _say(every)
         return groups
 
     def explore(self, prober: Prober, task: str, points: Sequence[Point]) -> list[Case]:
@@ -97,20 +101,22 @@ class WeaknessDiscovery(Maker):
             log.warning("%s: %d points are left out: they need an examiner, an expert and an assessor", task, len(points) - len(queue))
         tried: list[Point] = []
         cases: list[Case] = []
-        rejected = 0
+        rejected: list[Point] = []
         while True:
             while queue and len(tried) < self.points:
                 tried.append(queue.popleft())
                 cases += prober.probe(tried[-1], self.cases)
             if len(tried) >= self.points or prober.examiner is None:
                 return cases
-            point = prober.propose(task, cases, tried)
+            point = prober.propose(task, cases, tried, rejected)
             if point is None:
                 return cases
             if prober.accepts(point, tried):
                 queue.append(point)
-            elif (rejected := rejected + 1) == REJECTIONS:
-                return cases
+            else:
+                rejected.append(point)
+                if len(rejected) == REJECTIONS:
+                    return cases
 
     def _repair(self, prober: Prober, case: Case, cases: Sequence[Case]) -> Group | None:
         """The group of a failing case; None for one that is held out, went well, or has no good answer."""
@@ -120,13 +126,13 @@ class WeaknessDiscovery(Maker):
         if not good or good == case.response.text:
             return None
         case.reference = good
-        alike = [c for c in cases if c.point == case.point and c.score is not None]
+        rate = identified([c for c in cases if c.point == case.point])
         completions = (Completion(text=good), *([case.response] if case.response.text else []))
         return Group(
             prompt=Prompt(messages=user(case.text), language=prober.language, category=case.point.label, reference=good, source=self.name),
             completions=completions,
             targets=(1.0, 0.0)[: len(completions)],
-            annotator=f"{self.name}: {case.point.label}, {sum(c.failed for c in alike)} of {len(alike)} cases failed",
+            annotator=f"{self.name}: {case.point.label}, failed {rate}",
             provenance=case.row(),
         )
 
@@ -135,3 +141,10 @@ class WeaknessDiscovery(Maker):
             write_atomic(self.results, "".join(json.dumps(c.row(), ensure_ascii=False) + "\n" for c in cases))
         elif held := sum(c.failed and c.half == "held-out" for c in cases):
             log.warning("%d failing cases are held out to measure the repair, but kept nowhere: name a file with --results", held)
+
+
+def _say(cases: Sequence[Case]) -> None:
+    """How many cases failed, in all and by point."""
+    points = dict.fromkeys(c.point for c in cases)
+    each = "; ".join(f"{point.label} {identified([c for c in cases if c.point == point])}" for point in points)
+    log.warning("failed of the cases with a mark: %s; %s", identified(cases), each)

@@ -131,6 +131,11 @@ class Objective(Method):
     higher_is: ClassVar[Literal["better", "worse"]] = "better"
     """What a higher score means, for an objective that trains a head; stored with the head."""
 
+    @property
+    def learns_from(self) -> str:
+        """Which of several kinds of label its head learns from; stored with the head, since it says how scores are read."""
+        return ""
+
     @abstractmethod
     def __call__(self, policy: GroupLogProbs, reference: GroupLogProbs | None = None) -> torch.Tensor:
         """Loss per group, shape [G], float32, in nats. The loop sums them, weighted, and divides by the sum of `size`."""
@@ -169,6 +174,10 @@ class Reward(Method):
     @abstractmethod
     def score(self, groups: Sequence[Group]) -> list[tuple[float | None, ...]]:
         """One value per completion of each group, higher is better; None where it cannot be scored."""
+
+    def doubts(self, groups: Sequence[Group]) -> list[tuple[bool | None, ...]]:
+        """Whether some step of each completion looks wrong; None where steps are not looked at."""
+        return [(None,) * len(group.completions) for group in groups]
 
 
 class Guard(Method):

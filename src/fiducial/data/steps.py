@@ -141,5 +141,23 @@ def solution(steps: Sequence[str], values: Sequence[float | None], where: str = 
     for number, text in enumerate(texts, 1):
         if not text.strip():
             raise DataError(f"{where}: step {number} is empty", hint="leave it out, with its label")
-    parts = [text + BREAK for text in texts[:-1]] + texts[-1:]
-    return Completion(text="".join(parts), ends=tuple(accumulate(map(len, parts))), values=tuple(values))
+    begun = beginnings(texts)
+    return Completion(text=begun[-1] if begun else "", ends=tuple(map(len, begun)), values=tuple(values))
+
+
+def cut(text: str, separator: str = BREAK) -> list[str]:
+    """The steps of a text that does not say where they end: what stands between separators and is more than white space.
+
+    >>> cut("1+1=2\\n\\n2*3=6\\n")
+    ['1+1=2', '2*3=6']
+    """
+    return [part.strip("\r\n") for part in text.split(separator) if part.strip()]
+
+
+def beginnings(steps: Sequence[str], separator: str = BREAK) -> list[str]:
+    """What stands before the end of each step, with the separator after every one but the last.
+
+    >>> beginnings(["1+1=2", "2*3=6"])
+    ['1+1=2\\n', '1+1=2\\n2*3=6']
+    """
+    return list(accumulate([step + separator for step in steps[:-1]] + list(steps[-1:])))

@@ -16,11 +16,12 @@ FORMS = {
     "hf:NAME@REVISION": "the same at a branch, tag or commit",
     "run:ID": "the model that a run trained",
     "openai:NAME": "a model behind an OpenAI-compatible server, with its base URL",
+    "openai+prefill:NAME": "the same, where the server goes on from an answer that was begun for it (vLLM and SGLang do)",
     "scripted:FILE": "answers from a YAML or JSON Lines file",
     "tiny": "a tiny random model, for trying things out",
 }
 """Forms of a model name, and what each opens."""
-SCHEMES = ("hf", "run", "openai", "scripted", "inspect")
+SCHEMES = ("hf", "run", "openai", PREFILL := "openai+prefill", "scripted", "inspect")
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
 
 
@@ -37,9 +38,9 @@ def open(  # noqa: A001 it opens a model, and is called models.open
     if not uri or (scheme in SCHEMES and colon and not rest):
         raise ModelError(f"'{uri}' names no model", hint=_forms())
     if colon and scheme in SCHEMES:
-        if scheme == "openai":
+        if scheme in ("openai", PREFILL):
             _refuse(uri, dtype=dtype, device=device)
-            return _remote(uri, rest, base_url, options)
+            return _remote(uri, rest, base_url, options | ({"prefill": True} if scheme == PREFILL else {}))
         _refuse(uri, base_url=base_url, **options)
         if scheme == "scripted":
             _refuse(uri, dtype=dtype, device=device)

@@ -94,7 +94,7 @@ class RemoteModel(Model):
         if concurrency < 1 or timeout <= 0 or retries < 0:
             raise ConfigError(f"concurrency {concurrency}, timeout {timeout}, retries {retries}", hint="at least 1, above 0, and at least 0")
         self.name = name
-        self.uri = f"openai:{name}"
+        self.uri = f"openai+prefill:{name}" if prefill else f"openai:{name}"
         self.fingerprint = f"{name}@{self.address}"
         self.prefill, self.logprobs, self.body = prefill, logprobs, dict(body or {})
         self.usage = Usage()
@@ -212,7 +212,7 @@ class RemoteModel(Model):
     def _unfit(self, conversation: Conversation) -> str:
         """Why the conversation cannot be sent, if it cannot."""
         if conversation and conversation[-1].role == "assistant" and not self.prefill:
-            return "the conversation ends with the assistant's turn, and whether this server continues it is not known (set prefill if it does)"
+            return "the conversation ends with the assistant's turn, and whether this server continues it is not known (if so, name it openai+prefill:NAME)"
         try:
             "".join(m.content for m in conversation).encode()
         except UnicodeEncodeError as error:

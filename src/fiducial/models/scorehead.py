@@ -74,12 +74,14 @@ class ScoreHead:
     """The objective that the scores come from, such as align/reward_model."""
     scale: Scale | None = None
     """Of its scores after training; None in files that do not say."""
+    learns_from: str = ""
+    """Which of its objective's kinds of label it learnt from; empty where there is one kind, and in files that do not say."""
 
     @classmethod
-    def fresh(cls, width: int, *, seed: int, higher_is: Better, trained_by: str, device: torch.device | str = "cpu") -> ScoreHead:
+    def fresh(cls, width: int, *, seed: int, higher_is: Better, trained_by: str, learns_from: str = "", device: torch.device | str = "cpu") -> ScoreHead:
         """A head drawn from N(0, SPREAD^2 / (D + 1)), so that first scores of states of norm sqrt(D) are of the order of SPREAD."""
         drawn = SPREAD * torch.randn(width, generator=torch.Generator().manual_seed(seed)) / sqrt(width + 1)
-        return cls(drawn.to(device).requires_grad_(), higher_is, trained_by)
+        return cls(drawn.to(device).requires_grad_(), higher_is, trained_by, learns_from=learns_from)
 
     @classmethod
     def read(cls, folder: Path, file: str = FILE, *, width: int, device: torch.device | str = "cpu") -> ScoreHead:
@@ -98,13 +100,13 @@ class ScoreHead:
             scale = Scale.read(said)
         except ValueError as error:
             raise ModelError(f"{place}: {error}", hint="train the model again") from error
-        return cls(weight.float().to(device).requires_grad_(), cast(Better, said["higher_is"]), said.get("trained_by", ""), scale)
+        return cls(weight.float().to(device).requires_grad_(), cast(Better, said["higher_is"]), said.get("trained_by", ""), scale, said.get("learns_from", ""))
 
     def save(self, folder: Path, file: str = FILE) -> None:
         """Writes the head into the folder. Raises StorageError."""
         from safetensors.torch import save
 
-        said = {"higher_is": self.higher_is, "trained_by": self.trained_by}
+        said = {"higher_is": self.higher_is, "trained_by": self.trained_by} | ({"learns_from": self.learns_from} if self.learns_from else {})
         if self.scale is not None:
             said |= {name: repr(value) for name, value in self.scale._asdict().items()}
         try:
@@ -121,7 +123,7 @@ class ScoreHead:
         """16 hexadecimal digits over the weights and what they mean."""
         from hashlib import sha256
 
-        meaning = [self.higher_is, self.trained_by, *(map(repr, self.scale) if self.scale is not None else ())]
+        meaning = [self.higher_is, self.trained_by, *(map(repr, self.scale) if self.scale is not None else ()), *filter(None, [self.learns_from])]
         return sha256(self.weight.detach().cpu().numpy().tobytes() + " ".join(meaning).encode()).hexdigest()[:16]
 
 

@@ -26,8 +26,8 @@ class Heads:
         self.place = next((PLACES[r] for r in objective.reads if r in PLACES), "")
         """Where states are read; nowhere when empty."""
         # the second is drawn with a seed of its own: critics that begin alike are less than two
-        model.head = _head(model, model.head, objective.name, objective.higher_is, seed) if self.place else None
-        model.cost_head = _head(model, model.cost_head, objective.name, "worse", seed + 1) if self.place == "before" and costed else None
+        model.head = _head(model, model.head, objective, objective.higher_is, seed) if self.place else None
+        model.cost_head = _head(model, model.cost_head, objective, "worse", seed + 1) if self.place == "before" and costed else None
         self.named = {name: head for name, head in (("score_head.weight", model.head), ("cost_head.weight", model.cost_head)) if head is not None}
         """By the name of their weight; that of the cost after the other."""
 
@@ -49,8 +49,9 @@ class Heads:
         return [head(scores.hidden[LAST]) for head in self.named.values()]
 
 
-def _head(model: LocalModel, held: ScoreHead | None, name: str, higher_is: Better, seed: int) -> ScoreHead:
+def _head(model: LocalModel, held: ScoreHead | None, objective: Objective, higher_is: Better, seed: int) -> ScoreHead:
     """The model's head if it means what the objective says, else a fresh one."""
-    if held is not None and (held.trained_by, held.higher_is) == (name, higher_is):
+    name, learns_from = objective.name, objective.learns_from
+    if held is not None and (held.trained_by, held.learns_from, held.higher_is) == (name, learns_from, higher_is):
         return held
-    return ScoreHead.fresh(model.width, seed=seed, higher_is=higher_is, trained_by=name, device=model.device)
+    return ScoreHead.fresh(model.width, seed=seed, higher_is=higher_is, trained_by=name, learns_from=learns_from, device=model.device)

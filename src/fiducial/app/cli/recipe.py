@@ -27,7 +27,8 @@ A step may be a block of steps instead, done for several rounds, each with the m
 
 Inside, `step:NAME` is the step of the same round; afterwards `step:adversarial` is the last round's training, and `step:adversarial/1/trained`
 that of the first. With `stop: {step: found, figure: harmful compliance, below: 0.05}` a block ends after the round in which the figure of that step
-is so; names of the rounds that are left out then mean the last one that was done.
+is so, with `against: NAME` in the place of the bound after one in which it was not clearly better than in the round before (in the first: than in the
+earlier step NAME); `stop` may be a list of such rules. Names of the rounds that are left out then mean the last one that was done.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from pathlib import Path
 from typing import Any
 
 import click
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from fiducial.app.cli.area import command, prepare, runs_by_id, stage_of
 from fiducial.app.cli.commands import Command, output_of, runs_option
@@ -47,6 +48,7 @@ from fiducial.app.cli.output import Output, Table
 from fiducial.app.cli.params import from_recipe, parameter
 from fiducial.app.cli.progress import Progress, progress_for
 from fiducial.app.cli.runs import figures
+from fiducial.app.cli.stopping import Stop, reason
 from fiducial.core import registry
 from fiducial.core.errors import ConfigError, nearest
 from fiducial.core.records import digest
@@ -58,21 +60,6 @@ MODEL = "recipe:model"
 """As an option: the model of the recipe."""
 SHIPPED = Path(__file__).parent.parent / "recipes"
 """Recipes that come along, by the names of their files."""
-
-
-class Stop(BaseModel):
-    """What ends a block before its last round."""
-
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
-
-    step: str
-    """A step of the block that measures something."""
-    figure: str
-    """Which of its figures, for example growth, or harmful compliance."""
-    above: float | None = None
-    """The block ends when the figure is above this."""
-    below: float | None = None
-    """The block ends when the figure is below this."""
 
 
 class Step(BaseModel):
@@ -92,8 +79,13 @@ class Step(BaseModel):
     """The steps of a block, in place of a method."""
     rounds: int = Field(default=1, ge=1)
     """How often the steps of a block are done."""
-    stop: Stop | None = None
-    """When a block ends before that."""
+    stop: list[Stop] = Field(default_factory=list)
+    """When a block ends before that: one rule, or a list of which any ends it."""
+
+    @field_validator("stop", mode="before")
+    @classmethod
+    def _one_or_several(cls, value: Any) -> Any:
+        return value if isinstance(value, list) else [value] if value else []
 
     @property
     def label(self) -> str:
@@ -180,6 +172,7 @@ def flat(recipe: Recipe) -> list[Step]:
                 raise ConfigError(f"the step '{step.label}' has no rounds to stop", hint="stop belongs to a block of steps")
             steps.append(_renamed(step, known))
             continue
+        _check_stops(step, [s.label for s in steps])
         done = list(_rounds(step, known))
         known[step.name] = next((s.label for s in reversed(done) if _trains(s)), done[-1].label)
         steps += done
@@ -193,15 +186,24 @@ def _rounds(block: Step, known: Mapping[str, str]) -> Iterator[Step]:
         raise ConfigError(f"the block '{block.label}' needs a name, and neither options nor blocks inside", hint="{name: repair, rounds: 3, steps: [...]}")
     if block.rounds > 1 and not trained:
         raise ConfigError(f"{block.name}: nothing in these steps trains, so that every round would be the same", hint="leave out rounds")
-    if block.stop and (block.stop.step not in [s.label for s in block.steps] or (block.stop.above is None) == (block.stop.below is None)):
-        hint = "{step: NAME, figure: NAME, above: 0.2}, with a step of the block, and either above or below"
-        raise ConfigError(f"{block.name}: stop names no step of the block, or not one bound", hint=hint)
     model = _rename(block.model, known)
     for number in range(1, block.rounds + 1):
         own = {step.label: f"{block.name}/{number}/{step.label}" for step in block.steps}
         for step in block.steps:
             yield _renamed(step, {**known, **own}).model_copy(update={"name": own[step.label]} | ({} if step.model else {"model": model}))
         model = f"{REFERENCE}{own[trained[-1]]}" if trained else model
+
+
+def _check_stops(block: Step, earlier: Sequence[str]) -> None:
+    """Raises ConfigError for a rule that names no step of the block, not one bound, or a step to begin with that is none of the `earlier` ones."""
+    for stop in block.stop:
+        if stop.step not in [s.label for s in block.steps] or stop.rules != 1:
+            hint = "{step: NAME, figure: NAME, above: 0.2}, with a step of the block, and one of above, below and against"
+            raise ConfigError(f"{block.name}: stop names no step of the block, or not one bound", hint=hint)
+        if stop.against and stop.against not in earlier:
+            raise ConfigError(
+                f"{block.name}: stop is against '{stop.against}', but no step before the block has that name", hint=nearest(stop.against, earlier)
+            )
 
 
 def _trains(step: Step) -> bool:
@@ -306,18 +308,13 @@ def _step(whole: Run, recipe: Recipe, number: int, step: Step, made: dict[str, d
 def _left_out(recipe: Recipe, label: str, made: Mapping[str, Mapping[str, Any]], progress: Progress) -> dict[str, str]:
     """When `label` ends a round after which its block stops: the steps of later rounds, with those of this one that they stand for."""
     for block in (b for b in recipe.steps if b.stop):
-        assert block.stop is not None
         for number in range(1, block.rounds):  # after the last round there is nothing left to stop
             if label != f"{block.name}/{number}/{block.steps[-1].label}":
                 continue
-            wanted, below, above = block.stop.figure, block.stop.below, block.stop.above
-            found = dict(figures(Run.open(made[f"{block.name}/{number}/{block.stop.step}"]["run"])))
-            name = next((n for n in found if n == wanted or n.endswith(f": {wanted}")), None)
-            if name is None:
-                raise ConfigError(f"{block.name}: {block.stop.step} has no figure '{wanted}'", hint=nearest(wanted, [n.rpartition(": ")[2] for n in found]))
-            if (above is None or not found[name].value > above) and (below is None or not found[name].value < below):
+            why = next(filter(None, (reason(stop, block.name, number, made) for stop in block.stop)), "")
+            if not why:
                 return {}
-            progress.note(f"{block.name} ends after round {number}: {wanted} is {found[name].value:.3g}")
+            progress.note(f"{block.name} ends after round {number}: {why}")
             later = range(number + 1, block.rounds + 1)
             return {f"{block.name}/{n}/{s.label}": f"{block.name}/{number}/{s.label}" for n in later for s in block.steps}
     return {}

@@ -15,6 +15,7 @@ from fiducial.core.errors import DataError
 
 if TYPE_CHECKING:
     from fiducial.core.intervals import Rate
+    from fiducial.core.records import Better
     from fiducial.core.run import Run
 
 
@@ -78,6 +79,7 @@ class Figure:
     proportion: bool = False
     clusters: dict[str, str] = field(default_factory=dict)
     """What each item is about, where several may be about the same."""
+    better: Better = "higher"
 
     def rate(self, keys: Collection[str]) -> Rate:
         """Of a proportion, the rate of some of its items; that of all trials where there are none."""
@@ -104,7 +106,7 @@ def compare(context: click.Context, first: str, second: str) -> None:
     left, right = dict(figures(a)), dict(figures(b))
     if not left or not right:
         raise DataError(f"run {(b if left else a).id} holds no figures", hint="compare runs of attack, evaluate, check or loop")
-    rows = [_compared(name, left.get(name), right.get(name)) for name in sorted(left.keys() | right.keys())]
+    rows = [compared(name, left.get(name), right.get(name)) for name in sorted(left.keys() | right.keys())]
     table = Table(("figure", "first", "second", "difference", "95 % interval", "how"))
     for r in rows:
         between = "-" if r["low"] is None else f"{r['low']:+.3g} to {r['high']:+.3g}"
@@ -125,7 +127,7 @@ def figures(run: Run) -> Iterator[tuple[str, Figure]]:
         for s in Lines(path, Score).read():
             data = "|".join(f"{k}={v}" for k, v in sorted(s.fingerprint.items()) if k != "model")
             items = {str(i): v for i, v in enumerate(s.items)}
-            yield f"{_stage(run, path)}{s.suite}: {s.metric}", Figure(s.value, s.low, s.high, s.n, items, data, s.interval == "wilson")
+            yield f"{_stage(run, path)}{s.suite}: {s.metric}", Figure(s.value, s.low, s.high, s.n, items, data, s.interval == "wilson", better=s.better)
     for path in _files(run, "attempts"):
         yield from _rates(_stage(run, path), Lines(path, Attempt).read())
 
@@ -140,7 +142,7 @@ def _rates(stage: str, attempts: list[Any]) -> Iterator[tuple[str, Figure]]:
         if some:
             rate = tally(some).rate
             clusters = {f"{a.attack} {a.prompt.id}": a.prompt.cluster for a in some}
-            yield f"{stage}{name}", Figure(rate.value, *rate.interval(), rate.n, items, proportion=True, clusters=clusters)
+            yield f"{stage}{name}", Figure(rate.value, *rate.interval(), rate.n, items, proportion=True, clusters=clusters, better="lower")
 
 
 def _files(run: Run, name: str) -> list[Path]:
@@ -152,8 +154,9 @@ def _stage(run: Run, path: Path) -> str:
     return "" if folder == "." else f"{folder}: "
 
 
-def _compared(name: str, a: Figure | None, b: Figure | None) -> dict[str, Any]:
-    from fiducial.core.intervals import difference, mcnemar, paired_difference
+def compared(name: str, a: Figure | None, b: Figure | None) -> dict[str, Any]:
+    """`b` less `a` with a 95 % interval, item by item where both have items; no interval where `how` says why."""
+    from fiducial.core.intervals import difference, mcnemar, paired_difference, paired_rates
 
     row: dict[str, Any] = {"figure": name, "first": a and a.value, "second": b and b.value, "difference": None, "low": None, "high": None, "how": ""}
     row |= {"first_text": str(a) if a else "-", "second_text": str(b) if b else "-"}
@@ -165,8 +168,10 @@ def _compared(name: str, a: Figure | None, b: Figure | None) -> dict[str, Any]:
     if len(shared) > 1 and a.proportion and b.proportion:
         x, y = [a.items[k] for k in shared], [b.items[k] for k in shared]
         p = mcnemar(sum(u > v for u, v in zip(x, y, strict=True)), sum(u < v for u, v in zip(x, y, strict=True)))
-        # the interval of two independent samples is wider than that of pairs, and unlike it never shrinks to nothing when n is small
-        value, low, high = difference(b.rate(shared), a.rate(shared))
+        alone = len({b.clusters.get(k, k) for k in shared}) == len(shared)
+        pairs = [v > 0.5 for v in y], [u > 0.5 for u in x]
+        # several items about the same are fewer pairs; two independent samples have a wider interval
+        value, low, high = paired_rates(*pairs) if alone else difference(b.rate(shared), a.rate(shared))
         return row | {"difference": value, "low": low, "high": high, "p": p, "how": f"{len(shared)} same items, McNemar p = {p:.2g}"}
     if len(shared) > 1:
         mean = paired_difference([b.items[k] for k in shared], [a.items[k] for k in shared])
