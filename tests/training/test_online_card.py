@@ -80,7 +80,7 @@ def test_a_look_holds_texts_rewards_and_figures():
     found = Look.of([group("one two"), group("one", "length")], {"r": [(1.0,), (None,)]}, [(2.0,), (None,)])
     assert found.texts == ["one two", "one"]
     assert found.rewards == [2.0, None]
-    assert found.figures == {"reward.r": 1.0, "length": 1.5, "repetition": 0.0, "distinct_2": 1.0, "ended": 0.5}
+    assert found.figures == {"reward.r": 1.0, "length": 1.5, "distinct_2": 1.0, "ended": 0.5}
     assert surface([group("a b c d a b c d")])["repetition"] == pytest.approx(1 / 5)
 
 
