@@ -62,6 +62,7 @@ def test_a_run_of_trl_is_a_run_like_any_other(files, call, text, rows, kind):
     adapted, text = LORA in text, (run.path / "model" / "README.md").read_text()
     assert f'"trainer": "{kind}"' in text
     assert "| seed | 42 |" in text  # TRL's own
+    assert card["about"]["seed"] == 42
     assert ("library_name: peft" in text) == adapted
     assert run.result("train")["fingerprint"] == data["fingerprint"]
     events, _ = call("log", "trace", data["model"])

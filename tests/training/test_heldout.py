@@ -15,7 +15,7 @@ from fiducial.models.scripted import tiny
 from fiducial.training import heldout
 from fiducial.training.loop import train
 from fiducial.training.options import TrainOptions
-from fiducial.training.updates import Updates
+from fiducial.training.updates import Measured, Updates
 
 OPTIONS = TrainOptions(batch=4, epochs=2, learning_rate=1e-3, lora_rank=4, held_out=0.4)
 
@@ -56,11 +56,32 @@ def test_the_figures_are_those_of_a_step_on_the_held_out_groups(made, tmp_path, 
     first = train(made.budgeted(budget), groups, objective, OPTIONS, folder=tmp_path / "a").looks[0]
     options = OPTIONS.model_copy(update={"held_out": 0.0, "batch": len(held), "epochs": 1})
     step = train(made.budgeted(2000), held, objective, options, folder=tmp_path / "b").history[0]
-    shared = (set(first) & set(step)) - {"step", "length_correlation", "accuracy_when_shorter", "calibration_error"}  # these are of all groups together
+    shared = (set(first) & set(step)) - {"step", "accuracy_when_shorter"}  # a mean over groups of unequal numbers of pairs
     assert {"loss", "accuracy", "margin"} <= shared
     if objective.needs_reference:
         shared.remove("accuracy")  # a step counts the ties at the beginning as wrong
     assert {name: first[name] for name in shared} == pytest.approx({name: step[name] for name in shared}, abs=1e-4)
+
+
+def test_calibration_and_the_correlation_with_length_are_of_all_held_out_groups_with_an_interval(made, tmp_path):
+    found = train(tiny(), made.pairs(12), RewardModel(), OPTIONS, folder=tmp_path)
+    assert not {"calibration_error", "length_correlation"} & {name for each in found.held_out for name in each}
+    for name, (value, low, high) in found.held_together.items():
+        assert found.looks[-1][name] == value
+        assert low <= value <= high
+        assert -1 < low < high < 1  # of one group of two answers the correlation is 1 or -1
+    assert found.held_together.keys() == {"calibration_error", "length_correlation"}
+    said = {e.name: (e.value, e.n) for e in heldout.evidence(found.held_together, len(found.held_out))}
+    assert said["held-out length_correlation"] == (found.looks[-1]["length_correlation"], len(found.held_out))
+
+
+def test_figures_of_a_whole_set_are_bootstrapped_by_group():
+    values = [0.0] * 50 + [1.0] * 51
+    found = heldout.together(lambda rows: {"share": fmean(values[r] for r in rows), "other": 1.0}, ("share",), 101)
+    ((value, low, high),) = found.values()
+    assert value == 51 / 101
+    assert (low, high) == (pytest.approx(value - 1.96 * 0.0497, abs=0.02), pytest.approx(value + 1.96 * 0.0497, abs=0.02))
+    assert heldout.together(lambda rows: {"share": 1.0}, ("share",), 1) == {}  # one group has no interval
 
 
 def test_losses_per_token_are_divided_by_the_tokens_of_each_group(made, tmp_path):
@@ -70,7 +91,7 @@ def test_losses_per_token_are_divided_by_the_tokens_of_each_group(made, tmp_path
 
 def test_a_run_with_looks_stops_when_what_is_held_out_gets_worse_twice_running(made, tmp_path, monkeypatch):
     seen = iter([[0.0, 0.0], [1.0, 0.0], [1.0, 1.0], [1.0, 0.0], [0.0, 0.0]])  # falls in the fourth look and again in the fifth
-    monkeypatch.setattr(Updates, "measured", lambda *_, **__: [{"loss": 1.0, "accuracy": a} for a in next(seen)])
+    monkeypatch.setattr(Updates, "measured", lambda *_, **__: Measured([{"loss": 1.0, "accuracy": a} for a in next(seen)], {}))
     found = train(tiny(), made.pairs(12), DPO(), OPTIONS.model_copy(update={"epochs": 12, "watch_every": 2}), folder=tmp_path)
     # policy and reference are the same at first, which orders nothing, for or against
     assert [(look["step"], look["accuracy"]) for look in found.looks] == [(0, 0.5), (2, 0.5), (4, 1.0), (6, 0.5), (8, 0.0)]
@@ -119,7 +140,7 @@ def test_a_resumed_run_looks_as_one_that_was_not_interrupted(made, tmp_path):
         train(tiny(), made.pairs(12), DPO(beta=0.5), options, folder=tmp_path / "b", report=stop)
     again = train(tiny(), made.pairs(12), DPO(beta=0.5), options, folder=tmp_path / "b")
     assert len(whole.looks) >= 3
-    assert (again.looks, again.held_before, again.held_out) == (whole.looks, whole.held_before, whole.held_out)
+    assert (again.looks, again.held_before, again.held_out, again.held_together) == (whole.looks, whole.held_before, whole.held_out, whole.held_together)
 
 
 def test_worse_means_less_accuracy_or_more_loss_where_nothing_is_compared():

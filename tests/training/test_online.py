@@ -22,7 +22,7 @@ from fiducial.models.scripted import tiny
 from fiducial.training.constraint import Multiplier
 from fiducial.training.online import learn
 from fiducial.training.online_options import OnlineOptions
-from fiducial.training.online_task import Task
+from fiducial.training.online_task import Task, spread
 from fiducial.training.options import TrainOptions
 from fiducial.training.policy_gradient import SampledObjective
 from fiducial.training.rewards import Mixture, Part
@@ -275,6 +275,71 @@ def test_several_rewards_are_standardised_on_the_first_look_and_logged_one_by_on
     assert {"reward.counts", "reward.more", "reward.watched"} <= result.history[0].keys()
     assert abs(sum(result.before.rewards)) < 1e-6  # mean 0 where it was fitted
     assert result.history[0]["reward.more"] == pytest.approx(100 * result.history[0]["reward.counts"])
+
+
+ASKED = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMN"
+MANY = [Prompt(messages=user(f"question {c}"), expected="refuse") for c in ASKED] + [Prompt(messages=user("and this?"), expected="comply")]
+
+
+@dataclass(frozen=True)
+class OfKind(Reward):
+    """What each kind of prompt is worth; nothing for others."""
+
+    worth: tuple[tuple[str, float], ...]
+
+    def score(self, groups):
+        kinds = dict(self.worth)
+        return [tuple(kinds[g.prompt.expected] * len(c.text) if g.prompt.expected in kinds else None for c in g.completions) for g in groups]
+
+
+def test_what_is_looked_at_is_of_every_kind_whatever_comes_first_in_the_file():
+    first = spread(MANY)[:32]
+    assert [p.expected for p in first].count("comply") == 1
+    assert spread([*reversed(MANY)]) == spread(MANY)
+    halves = [p.model_copy(update={"expected": "comply" if i < 20 else "refuse"}) for i, p in enumerate(MANY[:40])]
+    assert [p.expected for p in spread(halves)[:10]].count("comply") == 5
+    assert sorted(spread(MANY), key=MANY.index) == MANY
+
+
+def test_a_rare_kind_of_prompt_is_seen_before_and_after(tmp_path):
+    result, _ = ran(tmp_path, RLOO(), Task(MANY, Mixture.of([Part(OfKind((("comply", 0.0),)))])), epochs=0.1)
+    assert [r for r in result.before.rewards if r is not None] == [0.0]
+
+
+def test_a_reward_that_is_silent_at_first_has_the_scale_of_answers_to_further_prompts(tmp_path):
+    """With one prompt of 41 the 32 that are looked at hold one it scores; of eight, the further nine bring the others."""
+    given = [p.model_copy(update={"expected": "comply"}) if i < 8 else p for i, p in enumerate(MANY)]
+    loud = OfKind((("comply", 100.0),))
+    seen = []
+    result, _ = ran(tmp_path, RLOO(), Task(given, Mixture.of([Part(Counts(ANY)), Part(loud)])), epochs=0.1, sink=seen.append)
+    assert result.steps == 2
+    assert max(abs(r) for g in seen for r in g.rewards) < 15  # not hundreds
+
+
+@pytest.mark.parametrize("kinds", [(), (("comply", 100.0),)], ids=["none", "one answer"])
+def test_a_reward_that_says_too_little_for_a_scale_is_an_error_and_no_unscaled_part(tmp_path, kinds):
+    with pytest.raises(ConfigError, match=r"'ofkind' scores fewer than 2 of 41 answers, so that it cannot be put on one scale"):
+        ran(tmp_path, RLOO(), Task(MANY, Mixture.of([Part(Counts(ANY)), Part(OfKind(kinds), name="ofkind")])))
+    alone = Task(MANY, Mixture.of([Part(Counts(ANY)), Part(OfKind(kinds), 0.0, "watched")]))  # what does not count needs no scale
+    assert ran(tmp_path, RLOO(), alone, epochs=0.1)[0].steps == 2
+
+
+def test_other_prompts_with_other_answers_stop_no_run(tmp_path):
+    """Nothing is learnt at this rate, and after 20 steps, which are 40 answers, the 4 prompts are looked at again."""
+    online = ONLINE.model_copy(update={"k": 2, "length_change": 0.05})
+    result, _ = ran(tmp_path, RWR(), online=online, batch=1, epochs=5.25, learning_rate=1e-12)
+    usual = result.before.figures["length"]
+    assert any(abs(h["length"] - usual) > 0.05 * usual for h in result.history)
+    assert (result.stop, result.steps) == ("", result.planned)
+    assert result.after.figures == result.before.figures
+
+
+def test_answers_that_grow_on_the_same_prompts_stop_a_run_at_the_next_look(tmp_path):
+    online = ONLINE.model_copy(update={"length_change": 0.01, "k": 8})
+    result, _ = ran(tmp_path, RLOO(beta=0.0), task(Counts(" ")), online=online, epochs=24, learning_rate=0.1)
+    assert result.stop.startswith("length: answers to the same prompts have")
+    assert result.steps % 2 == 0  # 4 prompts are looked at after each 40 answers, and a step draws 32
+    assert result.steps < result.planned
 
 
 def test_under_a_cost_limit_the_multiplier_moves_and_the_best_checkpoint_is_taken(tmp_path):

@@ -11,7 +11,7 @@ from fiducial.models.forest import Paths
 from fiducial.models.scripted import tiny
 from fiducial.training import lora
 from fiducial.training.loop import TrainResult
-from fiducial.training.reportcard import FreshSamples, card, displacement, style, verdict
+from fiducial.training.reportcard import FreshSamples, card, displacement, says, style, verdict
 
 PROMPTS = [user(f"what is {n}?") for n in range(3)]
 
@@ -26,7 +26,7 @@ def adapted(model, scale=0.0):
 
 def test_an_untouched_model_has_not_drifted_and_passes_every_rule():
     model = tiny()
-    watch = FreshSamples(model, PROMPTS, max_tokens=8)
+    watch = FreshSamples(model, PROMPTS, max_tokens=100)  # long enough for words to repeat
     figures, stop = watch(1, adapted(model))
     assert figures["k1"] == pytest.approx(0.0, abs=1e-5)
     assert figures["k3"] == pytest.approx(0.0, abs=1e-5)
@@ -127,9 +127,21 @@ def test_style_counts_words_and_repeated_four_grams_within_each_text():
     texts = [(None, "a b c d a b c d", None), (None, "a b c d", None)]
     # first text: 5 four-grams, of which abcd is there twice: 1 repeat; second: 1 and 0
     assert style(texts) == {"length": 6.0, "repetition": pytest.approx(1 / 6), "distinct_2": 0.4}  # ab, bc, cd, da of ten pairs
-    assert style([(None, "short", None)]) == {"length": 1.0, "repetition": 0.0}
+    assert style([(None, "short", None)]) == {"length": 1.0}  # nothing can repeat in it
     assert style([(None, "a b a b", None), (None, "b a", None)])["distinct_2"] == 2 / 4  # ab, ba, ab, ba
     assert style([]) == {}
+
+
+def test_a_text_without_white_space_is_counted_in_characters():
+    # 8 characters, 5 four-grams, of which 我不能说 is there twice; of 7 pairs 我不 不能 能说 say and come again, 说我 once
+    assert style([(None, "我不能说我不能说", None)]) == {"length": 8.0, "repetition": 0.2, "distinct_2": 4 / 7}
+    assert style([(None, "OK 我不能", None)])["length"] == 4.0
+
+
+def test_where_no_answer_is_long_enough_to_repeat_repetition_is_not_measured():
+    watch = FreshSamples(tiny(), [])
+    figures = style([(None, "a b c", None)])
+    assert watch.rules(figures | {f"base_{name}": value for name, value in figures.items()})["repetition"] == ("not measured", "not measured")
 
 
 def test_a_model_that_has_learnt_to_say_nothing_is_stopped(monkeypatch):
@@ -157,6 +169,14 @@ def test_the_verdict_is_a_pass_only_when_every_rule_was_measured_and_kept():
     assert verdict({"a": kept, "b": unknown}) == "not measured"
     assert verdict({"a": unknown, "b": broken}) == "fail"
     assert verdict({}) == "not measured"
+
+
+def test_the_sentence_of_a_verdict_names_what_it_does_not_rest_on():
+    kept, broken, unknown = ("pass", ""), ("fail", ""), ("not measured", "")
+    assert says({"a": kept, "b": kept}).startswith("pass of 2 rules; whether")
+    assert says({"a": kept, "b": kept}, ["c", "d"]).startswith("pass of 2 rules; not measured: c, d; whether")
+    assert says({"a": kept, "b": unknown}, ["b", "c"]).startswith("no verdict, 1 of 2 rules pass; not measured: b, c; a falling loss")
+    assert says({"a": kept, "b": broken, "c": unknown}).startswith("fail of 1 in 3 rules; not measured: c; do not use")
 
 
 def result(**fields):
@@ -194,7 +214,8 @@ def test_held_out_groups_are_a_rule_and_figures_where_there_are_such():
 def test_a_loss_that_falls_is_no_verdict():
     falling = [{"step": float(n), "loss": 1.0 / n} for n in range(1, 50)]
     found = card(None, {}, result(history=falling), why="there were no prompts")
-    assert (found["verdict"], found["says"]) == ("not measured", "not every rule was measured; a falling loss alone shows nothing")
+    assert found["verdict"] == "not measured"
+    assert found["says"] == "no verdict, 0 of 3 rules pass; not measured: drift, length, repetition; a falling loss alone shows nothing"
     assert {rule["sentence"] for rule in found["rules"].values()} == {"there were no prompts"}
     assert found["figures"] == found["answers"] == []
 

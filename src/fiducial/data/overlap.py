@@ -12,6 +12,9 @@ from collections.abc import Sequence
 HAN = "\\u3400-\\u9fff\\uf900-\\ufaff"
 _WORD = re.compile(rf"[{HAN}]|[^\W_{HAN}]+(?:['’][^\W_{HAN}]+)*")
 _HAN = re.compile(rf"[{HAN}]")
+_UNSPACED = rf"{HAN}\u3040-\u30ff\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"
+"""Chinese, Japanese, Thai, Lao, Burmese and Khmer letters."""
+_UNIT = re.compile(rf"[{_UNSPACED}]|[^\s{_UNSPACED}]+")
 
 
 def words(text: str) -> list[str]:
@@ -21,6 +24,15 @@ def words(text: str) -> list[str]:
     ["don't", 'panic', '42', '别', '慌']
     """
     return _WORD.findall(unicodedata.normalize("NFKC", text).casefold().replace("’", "'"))
+
+
+def units(text: str) -> list[str]:
+    """What the length of a text is counted in: words as white space divides them, and each letter of scripts that are written without it.
+
+    >>> units("Don't PANIC, 42! 别慌，好")
+    ["Don't", 'PANIC,', '42!', '别', '慌', '，', '好']
+    """
+    return _UNIT.findall(text)
 
 
 def terms(text: str) -> list[str]:

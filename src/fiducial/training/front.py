@@ -40,12 +40,14 @@ class Front:
     def __init__(self, folder: Path, trainables: Trainables, *, writes: bool) -> None:
         self.folder, self.trainables, self.writes = folder, trainables, writes
         self.points: list[Point] = []
+        self.last = 0
+        """The step of the last checkpoint, kept or not."""
 
     def add(self, step: int, history: Sequence[Mapping[str, float]]) -> None:
-        """Keeps the weights after this step unless a kept checkpoint had both a higher reward and a lower cost; means are over the steps since the last one."""
+        """Keeps the weights after this step unless a kept checkpoint had both a higher reward and a lower cost; means are over the steps since the last checkpoint."""
         from safetensors.torch import save
 
-        since = self.points[-1].step if self.points else 0
+        since, self.last = self.last, step
         recent = [h for h in history if h["step"] > since and not math.isnan(h["cost"] + h["reward"])]
         if not recent:
             return

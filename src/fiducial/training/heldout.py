@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import isfinite, nan
 from statistics import fmean
 
 from fiducial.core.errors import ConfigError
-from fiducial.core.intervals import Mean, Rate, mean, paired_difference
-from fiducial.core.records import Group
+from fiducial.core.intervals import Mean, Rate, bootstrap, mean, paired_difference
+from fiducial.core.records import Evidence, Group
 from fiducial.data.split import place_of
 
 Found = list[dict[str, float]]
 """Loss and metrics of each held-out group, as far as it has them."""
+Together = dict[str, tuple[float, float, float]]
+"""Figures of all held-out groups together, with the ends of their intervals."""
 SHARES = ("accuracy", "displaced")
 """Metrics that are shares, of pairs or of groups."""
 SALT = "held out of training"
+DRAWS = 200
+"""Of the bootstrap, at every look."""
 
 
 def divided(groups: Sequence[Group], share: float) -> tuple[list[Group], list[Group]]:
@@ -36,6 +40,14 @@ def _text(group: Group) -> str:
     return group.prompt.text or next((c.text for c in group.completions), "")
 
 
+def together(metrics: Callable[[Sequence[int]], Mapping[str, float]], names: Sequence[str], groups: int) -> Together:
+    """Those of some metrics that are of a whole set of groups, with intervals by drawing groups; `metrics` is given the indices of a draw."""
+    said = {name: value for name, value in metrics(range(groups)).items() if name in names}
+    spread = bootstrap(lambda rows: {name: value for name, value in metrics(rows).items() if name in said}, groups, draws=DRAWS) if said else {}
+    # drawing groups twice makes bins less even, so that an interval of the calibration error may lie above it
+    return {name: (said[name], min(low, said[name]), max(high, said[name])) for name, (low, high) in spread.items()}
+
+
 def figures(found: Found) -> dict[str, float]:
     """Mean of each metric over the groups that have it, and their number."""
     names = dict.fromkeys(name for each in found for name in each)
@@ -50,6 +62,11 @@ def intervals(found: Found) -> dict[str, Mean | Rate]:
         whole = name in SHARES and all(v in (0.0, 1.0) for v in values)
         known[f"held-out {name}"] = Rate(round(sum(values)), len(values)) if whole else mean(values)
     return known
+
+
+def evidence(found: Together, groups: int) -> list[Evidence]:
+    """The figures of all groups together, as evidence."""
+    return [Evidence(name=f"held-out {name}", value=value, n=groups, low=low, high=high) for name, (value, low, high) in found.items()]
 
 
 def rule(looks: Sequence[Mapping[str, float]], before: Found, after: Found) -> tuple[bool, str]:

@@ -65,6 +65,8 @@ class TrainResult:
     """The first of them by group."""
     held_out: heldout.Found = field(default_factory=list)
     """The last of them by group."""
+    held_together: heldout.Together = field(default_factory=dict)
+    """Figures of the last look that are of all held-out groups together."""
 
 
 def train(
@@ -221,6 +223,7 @@ class _Trainer:
         self.looks: list[dict[str, float]] = []
         self.held_before: heldout.Found = []
         self.held_out: heldout.Found = []
+        self.held_together: heldout.Together = {}
         self.apart = 0.0
         self.norms: list[float] = []
 
@@ -246,7 +249,8 @@ class _Trainer:
             stop = f"the schedule was shortened to {self.last} of {self.planned} steps, which fit into {self.options.minutes:g} minutes"
         groups, left = len(self.data.groups), self.data.left_out
         counts = (self.updates.tokens, self.updates.naive, self.seconds)
-        return TrainResult(self.step, self.planned, groups, left, *counts, stop, self.history, self.watched, self.looks, self.held_before, self.held_out)
+        looks = (self.looks, self.held_before, self.held_out, self.held_together)
+        return TrainResult(self.step, self.planned, groups, left, *counts, stop, self.history, self.watched, *looks)
 
     def _steps(self, report: Report | None, watch: Watch | None, *, watching: bool) -> str:
         """All that are left; why they ended early, or nothing."""
@@ -290,10 +294,10 @@ class _Trainer:
         if self.proof is None:
             return ""
         began = time.monotonic()
-        self.held_out = self.updates.measured(self.proof.data, **self.proof.of_step(0))
+        self.held_out, self.held_together = self.updates.measured(self.proof.data, **self.proof.of_step(0))
         if not self.step and self.objective.needs_reference:  # the policy is its own reference yet, and orders nothing
             self.held_out = [each | ({"accuracy": 0.5} if "accuracy" in each else {}) for each in self.held_out]
-        figures = heldout.figures(self.held_out)
+        figures = heldout.figures(self.held_out) | {name: value for name, (value, *_) in self.held_together.items()}
         if not figures.keys() & {"accuracy", "loss"}:
             raise ConfigError(f"{self.objective.name} learns nothing from the groups that are held out", hint="give another held_out, or more data")
         self.held_before = self.held_before or self.held_out
@@ -347,6 +351,7 @@ class _Trainer:
             "looks": self.looks,
             "held_before": self.held_before,
             "held_out": self.held_out,
+            "held_together": self.held_together,
             "apart": self.apart,
             "norms": self.norms,
         }
@@ -360,6 +365,7 @@ class _Trainer:
         self.seconds = state["seconds"]
         self.history, self.watched, self.norms, self.stop = state["history"], state["watched"], state["norms"], state["stop"]
         self.looks, self.held_before, self.held_out = (state[name] for name in ("looks", "held_before", "held_out"))
+        self.held_together = {name: (value, low, high) for name, (value, low, high) in state.get("held_together", {}).items()}
         self.apart = state.get("apart", 0.0)
         last, minutes = state["last"]
         self.last = last if minutes == self.options.minutes else self.planned  # other time, another plan

@@ -6,12 +6,13 @@ with their advantages; objectives over pairs and groups (align/dpo, align/exo, a
 online preference optimisation; those that value single answers (align/rwr, align/unlikelihood) take them with their rewards. The reference
 is the model as it was when the run began.
 
-Every step's samples are fresh, so distance, length and repetition are measured on them, and every rule that stops a run is asked after
-every step. A run that is killed goes on from its last checkpoint with the same weights as one that was not.
+Every step's samples are fresh, so distance is measured on them. Length and repetition are compared on the same prompts, which are looked at again
+whenever ten times as many answers were learnt from: other prompts have other answers. A run that is killed goes on from its last checkpoint with the same weights as one that was not.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -35,7 +36,7 @@ from fiducial.training.loop import Report, batch, has_added, planned_steps
 from fiducial.training.objective import GroupLogProbs
 from fiducial.training.online_card import Look, stops, surface
 from fiducial.training.online_options import OnlineOptions
-from fiducial.training.online_task import Task, bounds, check, fitting, labelled, valued
+from fiducial.training.online_task import Task, bounds, check, fitting, labelled, spread, valued
 from fiducial.training.options import TrainOptions
 from fiducial.training.policy_gradient import SampledObjective
 from fiducial.training.processes import agreed, shared
@@ -44,8 +45,14 @@ from fiducial.training.schedule import exploded, rate
 from fiducial.training.updates import Updates
 
 LOOKED_AT = 32
-"""Prompts that are answered once before training and again after it."""
-STATE = ("step", "seconds", "answers", "left_out", "stop", "history")
+"""Prompts that are answered once before training, now and then during it, and after it."""
+BETWEEN_LOOKS = 10
+"""Answers that are learnt from for each one of a look."""
+FITTED_ON = 8 * LOOKED_AT
+"""Prompts, at most, on whose answers rewards are put on one scale: further ones are asked where a reward says nothing of most."""
+SCALED, FEWEST = 8, 2
+"""Answers that a reward should score for that, and has to."""
+STATE = ("step", "seconds", "answers", "left_out", "stop", "history", "seen")
 """What of a run is kept in its checkpoints under the same name."""
 GAP = {torch.float32: 1e-3, torch.float64: 1e-3}
 """Mean difference of log-probability per token between sampler and scorer, in nats, that is rounding; 0.02 in smaller types."""
@@ -137,11 +144,14 @@ class _Online:
         self.planned = planned_steps(len(task.prompts), self.options)
         self.sampled = updates.objective if isinstance(updates.objective, SampledObjective) else None
         self.rounds = online.updates or (self.sampled.updates if self.sampled else 1)
+        self.spread = spread(task.prompts)
         self.identity = self._identity()  # before the weight of the KL term moves
         self.pull = Pull(self.sampled.beta if self.sampled else 0.0, online.kl_target, online.kl_horizon)
         self.rewards, self.multiplier = task.rewards, task.multiplier
         self.bounds = bounds(task, online)
+        self.every = math.ceil(BETWEEN_LOOKS * min(LOOKED_AT, len(task.prompts)) / (self.options.batch * online.k))
         self.before: Look | None = None
+        self.seen: dict[str, float] = {}
         self.step, self.seconds, self.answers, self.left_out = 0, 0.0, 0, 0
         self.stop = ""
         self.history: list[dict[str, float]] = []
@@ -156,6 +166,8 @@ class _Online:
             began = time.monotonic()
             figures = self._one_step(sink)
             self.step += 1
+            if self.step % self.every == 0:
+                self.seen = surface(self._asked_again().groups)
             self.seconds += time.monotonic() - began
             self.history.append({"step": self.step} | figures)
             if report and self.accelerator.is_main_process:
@@ -166,7 +178,8 @@ class _Online:
             if self.step % self.options.save_every == 0 or self.step == self.planned or stop:
                 self._save()
         chosen = self.front.take_best(self.multiplier.limit)
-        after = self._look(*self._asked_again())
+        again = self._asked_again()
+        after = self._look(again, self._rewards(again.groups)[0])
         counts = (self.answers, self.left_out, self.updates.tokens, self.updates.naive)
         used = (len(self.task.prompts), len(self.task.demonstrations))
         return OnlineResult(self.step, self.planned, *used, *counts, self.seconds, stop, before, after, self.history, chosen)
@@ -302,23 +315,35 @@ class _Online:
 
     def _first_look(self) -> Look:
         """Answers before training, by which rewards are put on one scale. Raises FiducialError when what is scored is not what is sampled."""
-        drawn, components = self._asked_again()
+        drawn = self._asked_again()
         gap = samples.sampler_gap(drawn.groups, self._under(drawn, values=False))
         if abs(gap) > GAP.get(next(self.model.module.parameters()).dtype, 0.02):
             raise FiducialError(
                 f"the model's sampler and its scores differ by {gap:.2g} nats per token, so that distances would be wrong",
                 hint="report this with the name of the model; float32 may help: --dtype float32",
             )
-        self.rewards = self.rewards.fitted(components)
+        components = self._rewards(drawn.groups)[0]
+        self.rewards = self.rewards.fitted(self._for_scales(components))
         seen = self._look(drawn, components)
         if all(r is None for r in seen.rewards):
             raise DataError(f"none of {len(seen.rewards)} answers could be scored", hint="look at what the reward says of some answers by itself")
         return seen
 
-    def _asked_again(self) -> tuple[Data, dict[str, Values]]:
-        """One answer to each of the first prompts, with the same chance whenever it is asked for, and its rewards."""
-        drawn = self._drawn(self.task.prompts[:LOOKED_AT], "look", 0, k=1)
-        return drawn, self._rewards(drawn.groups)[0]
+    def _asked_again(self) -> Data:
+        """One answer to each of the prompts that are looked at, with the same chance whenever it is asked for."""
+        return self._drawn(self.spread[:LOOKED_AT], "look", 0, k=1)
+
+    def _for_scales(self, components: dict[str, Values]) -> dict[str, Values]:
+        """What rewards say of a look, and of further prompts while one of them has said too little. Raises ConfigError where one has no scale then."""
+        asked = min(LOOKED_AT, len(self.spread))
+        while self.rewards.quiet(components, SCALED) and asked < min(len(self.spread), FITTED_ON):
+            more = self._rewards(self._drawn(self.spread[asked : asked + LOOKED_AT], "look", asked, k=1).groups)[0]
+            components = {name: [*values, *more[name]] for name, values in components.items()}
+            asked = min(asked + LOOKED_AT, len(self.spread))
+        if silent := self.rewards.quiet(components, FEWEST):
+            said = f"the reward '{silent[0]}' scores fewer than {FEWEST} of {asked} answers, so that it cannot be put on one scale with the others"
+            raise ConfigError(said, hint="give more prompts that it is about, weight 0, or leave it out")
+        return components
 
     def _look(self, drawn: Data, components: dict[str, Values]) -> Look:
         return Look.of(drawn.groups, components, self._total(drawn.groups, components))
@@ -327,7 +352,7 @@ class _Online:
         """A reason to stop that the last step shows, or nothing."""
         # where all groups are flat the gradient is that of the KL term alone, beside which any reward's is large
         norms = [h["grad_norm"] for h in self.history if h["flat_share"] < 1]
-        return stops(self.history, before, self.bounds) or (exploded(norms[-1], norms[:-1]) if norms else "")
+        return stops(self.history, before, self.seen, self.bounds) or (exploded(norms[-1], norms[:-1]) if norms else "")
 
     def _spent(self) -> str:
         """A reason to stop when time is up; not kept in checkpoints, since a resumed run may be given more."""
@@ -346,6 +371,7 @@ class _Online:
             "kl_weight": self.pull.beta,
             "multiplier": [self.multiplier.weight, self.multiplier.recent],
             "points": self.front.points,
+            "last": self.front.last,
             "tokens": [self.updates.tokens, self.updates.naive],
         }
         self.updates.save(self.folder, step=self.step, state=state)
@@ -362,7 +388,7 @@ class _Online:
         self.pull = replace(self.pull, beta=state["kl_weight"])
         weight, recent = state["multiplier"]
         self.multiplier = replace(self.multiplier, weight=weight, recent=tuple(recent))
-        self.front.points = [Point(*p) for p in state["points"]]
+        self.front.points, self.front.last = [Point(*p) for p in state["points"]], state["last"]
         self.updates.tokens, self.updates.naive = state["tokens"]
 
     def _admit(self, state: dict[str, Any]) -> None:
@@ -377,7 +403,7 @@ class _Online:
         options, objective, task = self.options.model_dump(exclude={"minutes", "save_every"}), self.updates.objective, self.task
         rewards = [[p.label, p.weight, p.reward.name, p.reward.options()] for p in task.rewards.parts]
         cost = [task.cost.name, task.cost.options(), asdict(task.multiplier)] if task.cost else None
-        data = [[p.id for p in task.prompts], [g.id for g in task.demonstrations]]
+        data = [[p.id for p in task.prompts], [p.id for p in self.spread[:LOOKED_AT]], [g.id for g in task.demonstrations]]
         return digest([options, self.online.model_dump(), objective.name, objective.options(), rewards, cost, data])
 
 

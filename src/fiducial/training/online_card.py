@@ -70,30 +70,34 @@ class Bounds:
     """Rewards that must not fall while the trained one rises."""
 
 
-def rules(history: History, before: Look, bounds: Bounds) -> dict[str, Rule]:
-    """Every stopping rule after the last step of `history`, with its outcome and a sentence."""
-    now = history[-1] if history else {}
-    far, length, repeats = (now.get(name, math.nan) for name in ("k3", "length", "repetition"))
+def rules(history: History, before: Look, seen: Mapping[str, float], bounds: Bounds) -> dict[str, Rule]:
+    """Every stopping rule after the last step of `history`, with its outcome and a sentence.
+
+    Length and repetition are those of the last look, `seen`, at the prompts of the first one; a step has prompts of its own. Repetition breaks its
+    rule where it doubles, and is above a tenth: below, a few words decide.
+    """
+    far = history[-1].get("k3", math.nan) if history else math.nan
+    length, repeats = (seen.get(name, math.nan) for name in ("length", "repetition"))
     usual_length, usual_repeats = (before.figures.get(name, math.nan) for name in ("length", "repetition"))
     return {
         "drift": _rule(far, far <= bounds.kl, f"k3 is {far:.2f} nats per answer, the budget {bounds.kl:g}"),
         "length": _rule(
             length + usual_length if bounds.length is not None else math.nan,
             abs(length - usual_length) <= (bounds.length or 0.0) * usual_length,
-            f"answers have {length:.1f} words on average, at the beginning {usual_length:.1f}",
+            f"answers to the same prompts have {length:.1f} words on average, at the beginning {usual_length:.1f}",
         ),
         "repetition": _rule(
             repeats + usual_repeats,
             repeats <= max(2 * usual_repeats, 0.1),
-            f"{repeats:.0%} of 4-grams are repeats, at the beginning {usual_repeats:.0%}",
+            f"{repeats:.0%} of 4-grams are repeats, at the beginning {usual_repeats:.0%} on the same prompts",
         ),
         "reward hacking": _hacked(history, bounds.watched),
     }
 
 
-def stops(history: History, before: Look, bounds: Bounds) -> str:
+def stops(history: History, before: Look, seen: Mapping[str, float], bounds: Bounds) -> str:
     """The first rule that is broken, as a reason to stop; empty when none is."""
-    for name, (outcome, sentence) in rules(history, before, bounds).items():
+    for name, (outcome, sentence) in rules(history, before, seen, bounds).items():
         if outcome == "fail":
             return f"{name}: {sentence}"
     return ""
@@ -111,7 +115,7 @@ def card(history: History, before: Look, after: Look, bounds: Bounds, *, stop: s
     low, high = gain.interval()
     known = {f"reward, {name} training": intervals.mean([r for r in look.rewards if r is not None]) for name, look in (("before", before), ("after", after))}
     return summed(
-        rules(history, before, bounds),
+        rules(history, before, after.figures, bounds),
         evidence(known | {"rise of the reward, same prompts": gain}),
         stop=stop,
         gain={"value": gain.value, "low": low, "high": high, "n": gain.n},

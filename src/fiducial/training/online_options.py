@@ -23,7 +23,7 @@ class OnlineOptions(BaseModel):
     kl_budget: float = Field(default=10.0, gt=0)
     """Distance from the model at the beginning at which training stops, in nats per answer (k3, summed over tokens)."""
     length_change: float | None = Field(default=0.5, gt=0)
-    """Share by which the mean length of answers may change before training stops; none = it may do what it likes."""
+    """Share by which the mean length of answers to the same prompts may change before training stops; none = it may do what it likes."""
     kl_target: float | None = Field(default=None, gt=0)
     """Distance at which the weight of the KL term is kept by moving it; none = the weight stays."""
     kl_horizon: float = Field(default=10_000.0, gt=0)

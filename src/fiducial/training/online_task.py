@@ -39,6 +39,15 @@ def bounds(task: Task, online: OnlineOptions) -> Bounds:
     return Bounds(online.kl_budget, online.length_change, tuple(p.label for p in task.rewards.parts if not p.weight))
 
 
+def spread(prompts: Sequence[Prompt]) -> list[Prompt]:
+    """All prompts in an order decided by their hashes, of which every beginning has each kind of `expected` in about its share, and at least one of it."""
+    by_kind: dict[str, list[Prompt]] = {}
+    for prompt in sorted(prompts, key=lambda p: p.id):
+        by_kind.setdefault(prompt.expected, []).append(prompt)
+    placed = [(at / len(some), prompt.id, prompt) for some in by_kind.values() for at, prompt in enumerate(some)]
+    return [prompt for *_, prompt in sorted(placed, key=lambda each: each[:2])]
+
+
 def check(task: Task, objective: Objective, options: TrainOptions, online: OnlineOptions) -> None:
     """Raises ConfigError for options that do not fit together, DataError where there are no prompts."""
     sampled = isinstance(objective, SampledObjective)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from fiducial.core.intervals import Mean, Rate, mean
 from fiducial.core.records import Conversation, Evidence
+from fiducial.data.overlap import units
 from fiducial.models import adapters
 from fiducial.models.forest import Paths
 from fiducial.models.local import LocalModel
@@ -34,9 +35,9 @@ DISPLACED = 0.7
 KEPT = {"name", "value", "low", "high", "n", "baseline", "baseline_low", "baseline_high"}
 """What a card keeps of a figure."""
 SAYS: dict[Outcome, str] = {
-    "pass": "no rule was broken; whether the model does better what it is for is not measured here",
-    "fail": "a rule was broken; do not use this model before you have looked at its answers",
-    "not measured": "not every rule was measured; a falling loss alone shows nothing",
+    "pass": "whether the model does better what it is for is not measured here",
+    "fail": "do not use this model before you have looked at its answers",
+    "not measured": "a falling loss alone shows nothing",
 }
 """What each verdict means, and what it does not."""
 
@@ -91,9 +92,11 @@ class FreshSamples:
         if self.ratio is not None:
             found = {"drift k1, nats per answer": mean(self.ratio.tolist()), "drift k3, nats per answer": mean(_k3(self.ratio).tolist())}
         for name, texts in (("base model", self.base), ("trained model", self.now if self.base else [])):
-            words = [text.split() for _, text, _ in texts]
+            words = [units(text) for _, text, _ in texts]
             found[f"words per answer, {name}"] = mean([float(len(w)) for w in words])
-            found[f"answers with a repeated 4-gram, {name}"] = Rate(sum(any(_repeats(w)) for w in words), len(words))
+            repeats = [_repeats(w) for w in words]
+            if any(repeats):  # else nothing is long enough to repeat
+                found[f"answers with a repeated 4-gram, {name}"] = Rate(sum(map(any, repeats)), len(repeats))
         return evidence(found)
 
     def answers(self) -> list[dict[str, str]]:
@@ -131,12 +134,24 @@ def verdict(rules: Mapping[str, tuple[Outcome, str]]) -> Outcome:
     return "fail" if "fail" in outcomes else "pass" if outcomes == {"pass"} else "not measured"
 
 
+def says(rules: Mapping[str, tuple[Outcome, str]], besides: Sequence[str] = ()) -> str:
+    """The verdict in a sentence, with how many rules it rests on and all that was not measured; `besides` names what no rule here is about."""
+    said, outcomes = verdict(rules), [outcome for outcome, _ in rules.values()]
+    counted = {
+        "pass": f"pass of {len(outcomes)} rules",
+        "fail": f"fail of {outcomes.count('fail')} in {len(outcomes)} rules",
+        "not measured": f"no verdict, {outcomes.count('pass')} of {len(outcomes)} rules pass",
+    }
+    unknown = dict.fromkeys([*(name for name, (outcome, _) in rules.items() if outcome == "not measured"), *besides])
+    return "; ".join([counted[said], *([f"not measured: {', '.join(unknown)}"] if unknown else []), SAYS[said]])
+
+
 def summed(rules: Mapping[str, tuple[Outcome, str]], figures: Sequence[Evidence], *, stop: str, **rest: Any) -> dict[str, Any]:
     """A report card as plain values, the same for every kind of training; `rest` is what a kind adds."""
     said = verdict(rules)
     return {
         "verdict": said,
-        "says": SAYS[said],
+        "says": says(rules),
         "stop": stop,
         "rules": {name: {"outcome": outcome, "sentence": sentence} for name, (outcome, sentence) in rules.items()},
         "figures": [e.model_dump(mode="json", include=KEPT, exclude_none=True) for e in figures],
@@ -146,9 +161,15 @@ def summed(rules: Mapping[str, tuple[Outcome, str]], figures: Sequence[Evidence]
 
 def added(known: Mapping[str, Any], rules: Mapping[str, tuple[Outcome, str]], figures: Sequence[Evidence]) -> dict[str, Any]:
     """A report card with more rules and figures, and the verdict on all of them."""
-    before = {name: (rule["outcome"], rule["sentence"]) for name, rule in known["rules"].items()}
+    before = _rules(known)
     rest = {name: value for name, value in known.items() if name not in ("verdict", "says", "stop", "rules", "figures")}
     return summed({**before, **rules}, [*(Evidence(**figure) for figure in known["figures"]), *figures], stop=known["stop"], **rest)
+
+
+def unmeasured(known: Mapping[str, Any], how: Mapping[str, str]) -> dict[str, Any]:
+    """A report card that names besides what no rule of it is about, and how each is measured."""
+    missing = {name: {"outcome": "not measured", "sentence": sentence} for name, sentence in how.items()}
+    return {**known, "says": says(_rules(known), list(how)), "unmeasured": missing}
 
 
 def card(watch: FreshSamples | None, figures: Mapping[str, float], result: TrainResult, *, why: str = "") -> dict[str, Any]:
@@ -160,7 +181,7 @@ def card(watch: FreshSamples | None, figures: Mapping[str, float], result: Train
     if result.looks:
         better, sentence = heldout.rule(result.looks, result.held_before, result.held_out)
         found["held_out"] = ("pass" if better else "fail", sentence)
-        seen = [*seen, *evidence(heldout.intervals(result.held_out))]
+        seen = [*seen, *evidence(heldout.intervals(result.held_out)), *heldout.evidence(result.held_together, len(result.held_out))]
     # of the held-out pairs where there are such, else of the last tenth of the steps
     displaced = mean([s["displaced"] for s in result.looks[-1:] or result.history[-max(1, len(result.history) // 10) :] if "displaced" in s]).value
     remarks = [displacement(displaced, answers=[found[name][0] for name in ("length", "repetition")])] if displaced > DISPLACED else []
@@ -183,6 +204,11 @@ def evidence(figures: Mapping[str, Mean | Rate]) -> list[Evidence]:
     return [Evidence(name=name, value=f.value, n=f.n, low=low, high=high) for name, f, low, high in known if math.isfinite(f.value + high - low)]
 
 
+def _rules(known: Mapping[str, Any]) -> dict[str, tuple[Outcome, str]]:
+    """The rules of a report card."""
+    return {name: (rule["outcome"], rule["sentence"]) for name, rule in known["rules"].items()}
+
+
 def _k3(ratio: Tensor) -> Tensor:
     """The estimate of each sample, never negative."""
     return (-ratio).clamp(max=20).exp() - 1 + ratio
@@ -200,13 +226,13 @@ def _repeats(words: Sequence[str]) -> list[bool]:
 
 def style(texts: Sequence[tuple[Any, str, Any]]) -> dict[str, float]:
     """Mean words per text, share of 4-grams that repeat one of the same text, and distinct-2, the share of different pairs of words among all of them
-    (Li et al. 2016, arXiv:1510.03055); no figures for no texts."""
-    words = [text.split() for _, text, _ in texts]
+    (Li et al. 2016, arXiv:1510.03055). Words are those of `data.overlap.units`; no share where no text is long enough, no figures for no texts."""
+    words = [units(text) for _, text, _ in texts]
     if not words:
         return {}
     repeats = [r for w in words for r in _repeats(w)]
     pairs = [pair for w in words for pair in pairwise(w)]
-    found = {"length": sum(map(len, words)) / len(words), "repetition": sum(repeats) / len(repeats) if repeats else 0.0}
+    found = {"length": sum(map(len, words)) / len(words)} | ({"repetition": sum(repeats) / len(repeats)} if repeats else {})
     return found | ({"distinct_2": len(set(pairs)) / len(pairs)} if pairs else {})
 
 

@@ -133,6 +133,12 @@ class Mixture:
             return self
         return Mixture(self.parts, {label: scale(values) for label, values in components.items()})
 
+    def quiet(self, components: Mapping[str, Values], least: int) -> list[str]:
+        """Of rewards that have to be put on one scale, those that scored fewer than `least` of these samples."""
+        if not self.is_mixed:
+            return []
+        return [p.label for p in self.parts if p.weight and sum(v is not None for group in components[p.label] for v in group) < least]
+
     def total(self, components: Mapping[str, Values]) -> Values:
         """The weighed sum per completion; None where a reward that has to do with the prompt could not say."""
         counted = [(p.weight, self.scales.get(p.label, Scale()), components[p.label]) for p in self.parts if p.weight]

@@ -14,6 +14,10 @@ BINS = 10
 """Of the calibration error, over confidences from 0.5 to 1."""
 
 
+TOGETHER = ("calibration_error", "length_correlation")
+"""Figures of many groups together: of one they say nothing, and neither does the mean over such."""
+
+
 class Comparisons(NamedTuple):
     """All pairs of completions of one prompt, [G, K, K]; each pair stands once, in the upper triangle."""
 

@@ -17,7 +17,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,12 +28,13 @@ from fiducial.models import abreast
 from fiducial.models.forest import Paths, Row
 from fiducial.models.local import LocalModel
 from fiducial.models.scoring import Engine, Scores
-from fiducial.training import checkpoint, frozen
+from fiducial.training import checkpoint, frozen, heldout
 from fiducial.training.data import Data
 from fiducial.training.heads import Heads
 from fiducial.training.objective import GroupLogProbs, Step
 from fiducial.training.options import TrainOptions
 from fiducial.training.processes import gathered, total
+from fiducial.training.scorecard import TOGETHER
 from fiducial.training.sharding import IDLE
 from fiducial.training.weights import Trainables
 
@@ -82,6 +83,15 @@ class _Part:
     def spread(self) -> bool:
         """Whether a group fills more than one row."""
         return len({(self.owner[p], i) for i, row in enumerate(self.rows) for p in row.paths}) > len(set(self.owner))
+
+
+class Measured(NamedTuple):
+    """What some groups show of a model, without learning from them."""
+
+    each: heldout.Found
+    """Loss (per token where that is how it is divided) and metrics of every group."""
+    together: heldout.Together
+    """What only all of them show."""
 
 
 class Updates:
@@ -146,8 +156,8 @@ class Updates:
         return figures
 
     @torch.no_grad()
-    def measured(self, data: Data, *, reference: GroupLogProbs | None = None, mismatched: Tensor | None = None) -> list[dict[str, float]]:
-        """Loss (per token where that is how it is divided) and metrics of every group of `data`; nothing is learnt. Called by every process."""
+    def measured(self, data: Data, *, reference: GroupLogProbs | None = None, mismatched: Tensor | None = None) -> Measured:
+        """What `data` shows; nothing is learnt. Called by every process."""
         chosen = range(len(data.groups))
         own = list(chosen[self.accelerator.process_index :: self.accelerator.num_processes])
         work = _Work(data, replace(reference, mismatched=mismatched) if reference is not None else None, self._mismatched(data, chosen), Step.of(data.parts))
@@ -156,10 +166,18 @@ class Updates:
         policy = self._policy(work, everything, [torch.cat(parts) for parts in zip(*(read for _, read in said), strict=True)])
         held = work.reference.select(everything) if work.reference is not None else None
         back = sorted(chosen, key=lambda i: everything[i])
-        parts = [(policy.select([i]), held.select([i]) if held is not None else None) for i in back]
-        size = [float(self.objective.size(one)) for one, _ in parts]
-        losses = [{"loss": float(self.objective(*part)) / by} if by else {} for part, by in zip(parts, size, strict=True)]
-        return [loss | self.objective.metrics(*part) for loss, part in zip(losses, parts, strict=True)]
+
+        def part(rows: Sequence[int]) -> tuple[GroupLogProbs, GroupLogProbs | None]:
+            some = [back[i] for i in rows]
+            return policy.select(some), held.select(some) if held is not None else None
+
+        def alone(one: GroupLogProbs, under: GroupLogProbs | None) -> dict[str, float]:
+            by = float(self.objective.size(one))
+            metrics = {name: value for name, value in self.objective.metrics(one, under).items() if name not in TOGETHER}
+            return ({"loss": float(self.objective(one, under)) / by} if by else {}) | metrics
+
+        each = [alone(*part([i])) for i in chosen]
+        return Measured(each, heldout.together(lambda rows: self.objective.metrics(*part(rows)), TOGETHER, len(chosen)))
 
     def save(self, folder: Path, *, step: int, state: dict[str, Any]) -> None:
         """Writes a checkpoint of weights, moments and `state`; called by every process, and the first one writes."""

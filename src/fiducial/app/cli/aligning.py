@@ -88,7 +88,7 @@ def align(job: Job) -> int:
             figures = trained.look(job, watch, model, result.steps)
             if proof:
                 proof.ask("after", model)
-        card = proved(reportcard.card(watch, figures, result, why=why), proof)
+        card = trained.whole(proved(reportcard.card(watch, figures, result, why=why), proof), run)
         kept = trained.Kept(
             model.uri, base, [hash_of(groups)], result.steps, result.planned, result.stop, f"{result.groups} groups", result.tokens, result.seconds
         )

@@ -109,7 +109,7 @@ def learn(job: Job) -> int:
         # under a cost limit the model may be that of an earlier step, and what came later says nothing about it
         ended = result.best.step if result.best else result.steps
         seen = [figures for figures in result.history if figures["step"] <= ended]
-        found = proved(card(seen, result.before, result.after, bounds(task, online), stop=result.stop), proof)
+        found = trained.whole(proved(card(seen, result.before, result.after, bounds(task, online), stop=result.stop), proof), run)
         learnt_from, more = f"{result.answers} answers to {result.prompts} prompts", {"rewards": _plain(task)}
         if result.best:
             found |= {"weights_of_step": ended}

@@ -143,21 +143,28 @@ def look(job: Job, watch: FreshSamples | None, model: LocalModel, step: int) -> 
         return watch(step, model)[0]
 
 
+def whole(card: Mapping[str, Any], run: Run) -> dict[str, Any]:
+    """The report card with what this run has not measured, and the commands that do."""
+    from fiducial.training import reportcard
+
+    unknown = {name: f"measure it with: fiducial {how} run:{run.id}" for name, how in LEFT_TO_OTHERS.items() if name not in _known(card)}
+    if card.get("looks") == []:
+        unknown["held-out groups"] = "hold some out of training, and measure on them; our own trainers do with --held-out 0.1"
+    return reportcard.unmeasured(card, unknown)
+
+
 def finish(job: Job, run: Run, stage: Stage, kept: Kept, card: Mapping[str, Any], fingerprint: str) -> Path:
     """Writes the cards beside a saved model, and finishes stage and ledger. The place of the report card."""
     from fiducial.core.records import Evidence, digest
     from fiducial.training import modelcard
 
     place = run.path / "card.json"
-    known = {name for name, rule in card["rules"].items() if rule["outcome"] != "not measured"}
-    unknown = {name: f"measure it with: fiducial {how} run:{run.id}" for name, how in LEFT_TO_OTHERS.items() if name not in known}
-    if card.get("looks") == []:
-        unknown["held-out groups"] = "hold some out of training, and measure on them; our own trainers do with --held-out 0.1"
+    known = _known(card)
     about = {
         "run": run.id,
         "method": job.card.name,
         "options": digest(masked(run.facts.options)),
-        "seed": run.facts.seed,
+        "seed": kept.settings.get("seed", run.facts.seed),
         "versions": run.facts.versions,
         "data": kept.data,
         "base": kept.base_fingerprint,
@@ -166,8 +173,7 @@ def finish(job: Job, run: Run, stage: Stage, kept: Kept, card: Mapping[str, Any]
         "seconds": kept.seconds,
         "cpu_seconds_of_the_process": round(time.process_time(), 1),
     }
-    unmeasured = {name: {"outcome": "not measured", "sentence": how} for name, how in unknown.items()}
-    text = json.dumps(_finite({**card, "unmeasured": unmeasured, "about": about}), indent=1, ensure_ascii=False, allow_nan=False)
+    text = json.dumps(_finite({**card, "about": about}), indent=1, ensure_ascii=False, allow_nan=False)
     write_atomic(place, text + "\n")
     facts = modelcard.Facts(
         run=run.facts,
@@ -191,7 +197,12 @@ def finish(job: Job, run: Run, stage: Stage, kept: Kept, card: Mapping[str, Any]
 def verdict(card: Mapping[str, Any]) -> list[str]:
     """The rules and what they come to, as lines."""
     rules = (f"{name}: {rule['outcome']} ({rule['sentence']})" for name, rule in card["rules"].items())
-    return [*rules, *card.get("remarks", ()), f"report card: {card['verdict']}; {card['says']}"]
+    return [*rules, *card.get("remarks", ()), f"report card: {card['says']}"]
+
+
+def _known(card: Mapping[str, Any]) -> set[str]:
+    """Names of the rules that were measured."""
+    return {name for name, rule in card["rules"].items() if rule["outcome"] != "not measured"}
 
 
 def _finite(value: Any) -> Any:

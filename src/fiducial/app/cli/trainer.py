@@ -69,7 +69,7 @@ def train(job: Job) -> int:
             fingerprint, figures = again.fingerprint, {} if why else trained.look(job, watch, again, result.steps)
             if proof and not why:
                 proof.ask("after", again)
-        found = proved(card(None if why else watch, figures, result, why=why), proof, why=why)
+        found = trained.whole(proved(card(None if why else watch, figures, result, why=why), proof, why=why), run)
         rows, cost = f"{result.groups} rows", (result.tokens, result.seconds)
         kept = trained.Kept(model.uri, base, [hashed], result.steps, result.planned, result.stop, rows, *cost, settings=settings)
         place = trained.finish(job, run, stage, kept, found, fingerprint)
