@@ -244,8 +244,11 @@ class LocalModel(WhiteBox):
         if self.chat.control_ids:
             return
         tokenizer = control.with_tokens(self.tokenizer)
+        asked = self.engine.asked
         self.module = control.widened(self.module, control.ids(tokenizer))
         self.tokenizer, self.chat = tokenizer, Chat(tokenizer)
+        if asked != "auto":
+            self.engine = type(self.engine)(self.module, backend=asked)
 
     def close(self) -> None:
         """Lets go of the model and gives accelerator memory back."""
