@@ -20,6 +20,9 @@ from fiducial.models.tiny import tiny
         ("gemma2", "dict"),
         ("gemma3_text", "dict"),
         ("mistral", "windowed"),
+        ("qwen3_moe", "additive"),
+        ("gemma4_text", "dict"),
+        ("llama4_text", "dict"),
     ],
 )
 def test_attention_models_are_accepted_in_their_own_form(architecture, form, attention):
