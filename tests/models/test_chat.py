@@ -1,4 +1,6 @@
 import pytest
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
+from transformers import PreTrainedTokenizerFast
 
 from fiducial.core.errors import DataError
 from fiducial.core.records import Message, user
@@ -147,3 +149,35 @@ def test_a_conversation_that_the_template_refuses_is_a_data_error(tokenizer):
 def test_text_that_is_not_unicode_is_a_data_error(tokenizer):
     with pytest.raises(DataError, match="not Unicode"):
         Chat(tokenizer).encode(user("a\ud800b"))
+
+
+@pytest.fixture
+def blanks():
+    """Takes and drops blanks as Llama 2 and Mistral 7B do: each stretch of text gets one before it, and decoding drops the first."""
+    pieces = ["<unk>", "<s>", "</s>", "<a>", "\u2581", *"abchiINST[/]", "\u2581a", "\u2581h", "\u2581hi", "hi"]
+    merges = [("\u2581", "a"), ("\u2581", "h"), ("\u2581h", "i"), ("h", "i")]
+    whole = Tokenizer(models.BPE(vocab={piece: i for i, piece in enumerate(pieces)}, merges=merges, unk_token="<unk>"))
+    whole.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
+    whole.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    whole.add_special_tokens([AddedToken(piece, special=True, normalized=False) for piece in pieces[:4]])
+    return PreTrainedTokenizerFast(tokenizer_object=whole, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
+
+
+@pytest.mark.parametrize(("header", "texts"), [("[/INST]", (" hi a", "hi a")), ("<a>", ("hi a", " hi a"))])
+def test_text_and_tokens_of_an_answer_agree_also_where_it_begins_with_a_blank(blanks, header, texts):
+    blanks.chat_template = "{{ bos_token }}{% for m in messages %}{{ m.content }}" + header + "{% endfor %}"
+    chat = Chat(blanks)
+    prompt, _ = chat.encode(user("b"))
+    for text in texts:
+        whole, start = chat.encode(user("b"), text, end=False)
+        assert whole[:start] == prompt
+        assert chat.decode(whole[start:], after=prompt[-1]) == text
+
+
+def test_an_answer_that_begins_with_a_blank_is_told_from_one_that_does_not(blanks):
+    chat = Chat(blanks)
+    plain, blank = (blanks.convert_tokens_to_ids([piece]) for piece in ("hi", "\u2581hi"))
+    ordinary, special = blanks.convert_tokens_to_ids(["]", "<a>"])
+    assert [chat.decode(tokens, after=ordinary) for tokens in (plain, blank)] == ["hi", " hi"]
+    assert chat.decode(blank, after=special) == "hi"
+    assert chat.decode(blank) == "hi"

@@ -117,7 +117,7 @@ def test_nor_where_each_byte_of_a_character_is_read_as_broken(model, monkeypatch
     """Byte fallback, as in Llama 2: bytes that make no character are broken one by one, and with them whole ones before."""
     byte = "你好".encode()
 
-    def decode(tokens):
+    def decode(tokens, **_):
         try:
             return bytes(tokens).decode()
         except UnicodeDecodeError:

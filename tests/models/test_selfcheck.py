@@ -20,6 +20,9 @@ from fiducial.models.tiny import tiny
         ("gemma2", "dict"),
         ("gemma3_text", "dict"),
         ("mistral", "windowed"),
+        ("qwen3_moe", "additive"),
+        ("gemma4_text", "dict"),
+        ("llama4_text", "dict"),
     ],
 )
 def test_attention_models_are_accepted_in_their_own_form(architecture, form, attention):
@@ -68,6 +71,23 @@ def test_a_verdict_is_measured_once(monkeypatch):
     first = check(tiny("llama", num_hidden_layers=1))
     monkeypatch.setattr(selfcheck, "_measure", lambda part: pytest.fail("measured twice"))
     assert check(tiny("llama", num_hidden_layers=1, seed=5)) is first
+
+
+def test_weights_of_another_size_are_measured_anew():
+    sizes = [check(tiny("llama", num_hidden_layers=1, vocab=68, initializer_range=std)) for std in (0.2, 0.02, 0.2)]
+    assert sizes[0] is sizes[2]
+    assert sizes[0] is not sizes[1]
+
+
+@pytest.mark.parametrize("architecture", ["mpt", "qwen3_next"])
+def test_16_bit_weights_of_a_random_start_are_held_to_a_share_of_what_a_token_says(architecture):
+    assert check(tiny(architecture, dtype=torch.bfloat16, initializer_range=0.02, vocab=1000)).tree_mask is None
+
+
+@pytest.mark.parametrize("vocab", [128, 1000, 49152, 151936])
+def test_the_branch_that_the_isolation_test_changes_stands_first_in_the_row(vocab):
+    paths, _ = selfcheck._trial(selfcheck.anatomy(tiny("llama", vocab=vocab, hidden_size=8)))
+    assert sorted(paths.ids)[0] == paths.ids[-1]
 
 
 def test_checking_leaves_mode_and_gradients_alone():

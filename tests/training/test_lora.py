@@ -41,13 +41,21 @@ def test_all_linear_layers_but_the_head_get_one():
     assert layers == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gpt2", "mamba2", "jamba"])
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "mamba2", "jamba", "qwen3_moe"])
 @pytest.mark.parametrize(("depth", "blocks"), [(0.5, {"1"}), (0.01, {"1"}), (1.0, {"0", "1"})])
 def test_a_share_of_the_depth_adapts_the_top_blocks_alone(architecture, depth, blocks):
     base = tiny(architecture)
     adapted = lora.attach(base, rank=2, depth=depth)
     assert {n.split(".layers.")[-1].split(".h.")[-1].split(".")[0] for n, _ in adapted.named_parameters() if "lora_A" in n} == blocks
     assert torch.allclose(logits(adapted), logits(base), atol=1e-4)
+
+
+@pytest.mark.parametrize(("depth", "blocks"), [(0.5, ["1"]), (1.0, ["0", "1"])])
+def test_experts_get_an_adapter_in_the_same_blocks_and_routers_none(depth, blocks):
+    adapted = lora.attach(tiny("qwen3_moe"), rank=2, depth=depth)
+    places = [n.split("layers.")[1].replace("base_layer.", "").split(".lora_A")[0] for n, _ in adapted.named_parameters() if "lora_A" in n]
+    layers = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.experts", "mlp.experts"]
+    assert sorted(places) == sorted(f"{block}.{layer}" for block in blocks for layer in layers)
 
 
 def test_the_forward_pass_equals_pefts_own():
@@ -131,7 +139,7 @@ def test_a_second_adapter_and_a_rank_of_zero_are_refused():
         lora.attach(tiny("llama"), rank=0)
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "qwen3_moe"])
 def test_the_fingerprint_below_an_adapter_is_that_of_the_base_model(architecture):
     base = tiny(architecture)
     known = lora.base_fingerprint(base)

@@ -6,7 +6,10 @@ import torch
 from fiducial.align.sft import SFT
 from fiducial.core.errors import ConfigError
 from fiducial.core.records import Completion, Group, Prompt, user
+from fiducial.models.local import LocalModel
 from fiducial.models.scripted import tiny
+from fiducial.models.selfcheck import check
+from fiducial.models.tiny import tiny as untrained
 from fiducial.training.loop import train
 from fiducial.training.options import TrainOptions
 from fiducial.training.scratch import begin_from_scratch
@@ -39,6 +42,25 @@ def test_other_sizes_can_be_named():
 def test_sizes_that_are_none_or_do_not_fit_are_refused(sizes, message):
     with pytest.raises(ConfigError, match=message):
         begun(**sizes)
+
+
+def test_random_weights_share_no_rows_also_with_control_tokens():
+    model = begun()
+    assert model.engine.backend == "padded"
+    model.take_control_tokens()
+    assert model.engine.backend == "padded"
+    model.module = tiny().module
+    assert model.engine.backend == "tree"
+
+
+def test_a_model_that_learnt_from_scratch_is_measured_on_the_weights_it_has(tmp_path):
+    small = {"vocab": len(tiny().tokenizer), "initializer_range": 0.02}
+    model = LocalModel(untrained("lfm2", **small), tiny().tokenizer, uri="lfm2")
+    groups = [Group(prompt=Prompt(messages=()), completions=(Completion(text=t),)) for t in ("one two", "two three")]
+    train(model, groups, SFT(), TrainOptions(epochs=10, batch=2, lora_rank=0, from_scratch=True, learning_rate=3e-2), folder=tmp_path)
+    assert check(untrained("lfm2", **small)).tree_mask == "additive"  # what is wrong does not show yet
+    assert check(model.module).tree_mask is None
+    assert model.engine.backend == "padded"
 
 
 def test_an_adapter_on_random_weights_is_refused():

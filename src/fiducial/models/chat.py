@@ -77,10 +77,38 @@ class Chat:
         finally:
             self.lead = lead
 
-    def decode(self, tokens: tuple[int, ...] | list[int]) -> str:
-        """The text of completion tokens, special tokens left out."""
+    def decode(self, tokens: tuple[int, ...] | list[int], *, after: int | None = None) -> str:
+        """The text of completion tokens, special tokens left out.
+
+        `after` is the last token of the prompt: some tokenizers (Llama 2, Mistral) drop the blank that a text begins with, and it is
+        part of the completion wherever the prompt does not take it as its own.
+        """
+        if after is None or not self._drops_blanks or self._takes_blank(after):
+            return self._text(tokens)
+        return self._text([*self._ordinary, *tokens])[len(self._text(self._ordinary)) :]
+
+    def _text(self, tokens: tuple[int, ...] | list[int]) -> str:
         text: str = self.tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return text
+
+    @cached_property
+    def _ordinary(self) -> list[int]:
+        """Tokens of no meaning, to decode others after them."""
+        ids: list[int] = self.tokenizer("a", add_special_tokens=False)["input_ids"]
+        return ids
+
+    @cached_property
+    def _drops_blanks(self) -> bool:
+        ids = self.tokenizer("a a", add_special_tokens=False)["input_ids"]
+        return self._text(ids) != self._text(ids[:1]) + self._text(ids[1:])
+
+    def _takes_blank(self, token: int) -> bool:
+        """Whether a text directly after a special token is given a blank that is not in it, as one at the very beginning is."""
+        special = self.tokenizer.added_tokens_decoder.get(token)
+        if special is None:
+            return False
+        ids = self.tokenizer(f"{special}a", add_special_tokens=False)["input_ids"]
+        return self._text([*self._ordinary, *ids]) != self._text(self._ordinary) + "a"
 
     @cached_property
     def end(self) -> str:

@@ -39,8 +39,16 @@ def limits(config: Any) -> Limits:
     return Limits(_size(config, "sliding_window"), _size(config, "attention_chunk_size"), _foreign(config), turn, drift)
 
 
+def setting(config: Any, name: str) -> Any:
+    """An attribute of a transformers configuration, None where it has none of that name or refuses one value for layers that differ (Gemma 4)."""
+    try:
+        return getattr(config, name, None)
+    except RuntimeError:
+        return config.to_dict().get(name)
+
+
 def _size(config: Any, name: str) -> int | None:
-    return getattr(config, name, None) or None
+    return setting(config, name) or None
 
 
 def _foreign(config: Any) -> int | None:

@@ -244,8 +244,11 @@ class LocalModel(WhiteBox):
         if self.chat.control_ids:
             return
         tokenizer = control.with_tokens(self.tokenizer)
+        asked = self.engine.asked
         self.module = control.widened(self.module, control.ids(tokenizer))
         self.tokenizer, self.chat = tokenizer, Chat(tokenizer)
+        if asked != "auto":
+            self.engine = type(self.engine)(self.module, backend=asked)
 
     def close(self) -> None:
         """Lets go of the model and gives accelerator memory back."""
@@ -274,9 +277,9 @@ class LocalModel(WhiteBox):
         return groups
 
     def _completion(self, sample: Sampled, prompt: list[int], stop: Sequence[str]) -> Completion:
-        text = self.chat.decode(sample.tokens)
+        text = self.chat.decode(sample.tokens, after=prompt[-1])
         if sample.finish == "length" and text.endswith("\ufffd"):
-            text = self._whole(sample.tokens)
+            text = self._whole(sample.tokens, prompt[-1])
         cut = min((at for at in (text.find(s) for s in stop) if at >= 0), default=-1)
         return Completion(
             text=text if cut < 0 else text[:cut],
@@ -287,9 +290,9 @@ class LocalModel(WhiteBox):
             completion_tokens=len(sample.tokens),
         )
 
-    def _whole(self, tokens: tuple[int, ...]) -> str:
+    def _whole(self, tokens: tuple[int, ...], after: int) -> str:
         """The text without the part of a character that it ends with, such as two of the three bytes of a Chinese one."""
-        texts = [self.chat.decode(tokens[: len(tokens) - missing]) for missing in range(4)]  # of four bytes three can be there, a token each
+        texts = [self.chat.decode(tokens[: len(tokens) - missing], after=after) for missing in range(4)]  # of four bytes three can be there, a token each
         return next((text for text in texts if not text.endswith("\ufffd")), texts[0])
 
     def _stop_check(self, stop: Sequence[str]) -> Any:

@@ -18,7 +18,7 @@ from fiducial.core.errors import ModelError
 from fiducial.models.attention import by_products, products
 from fiducial.models.blocks import cut
 from fiducial.models.forest import Row, additive, visible
-from fiducial.models.limits import Limits, limits
+from fiducial.models.limits import Limits, limits, setting
 
 Mask = Literal["additive", "bool", "dict", "windowed", "flex"]
 """How a tree mask is handed over: one float mask, one bool mask, one per layer type, one cut to the window, a block mask."""
@@ -98,14 +98,16 @@ def anatomy(module: nn.Module) -> Anatomy:
         if module.active_peft_config.is_prompt_learning:
             raise ModelError("prompt-learning adapters add tokens of their own, which rows of tries cannot hold", hint="use LoRA, or merge the adapter")
         causal = module.get_base_model()
-    if causal.get_output_embeddings() is None or causal.base_model is causal:
+    # Llama 4 and Mllama name a backbone that they do not have, and are then their own; it is called "model"
+    backbone = causal.model if causal.base_model is causal and "model" in causal._modules else causal.base_model
+    if causal.get_output_embeddings() is None or backbone is causal:
         raise ModelError(f"{type(causal).__name__} has no language-model head", hint="open it with AutoModelForCausalLM")
     config = causal.config.get_text_config()
     settings: dict[str, Any] = config.to_dict()
-    layers = _blocks(causal.base_model, int(getattr(config, "num_hidden_layers", None) or 0))
+    layers = _blocks(backbone, int(getattr(config, "num_hidden_layers", None) or 0))
     return Anatomy(
         causal=causal,
-        backbone=causal.base_model,
+        backbone=backbone,
         layers=layers,
         scale=_scale(settings),
         softcap=settings.get("final_logit_softcapping"),
@@ -136,7 +138,7 @@ def _scale(settings: dict[str, Any]) -> float:
 def _crossover(layers: nn.ModuleList, config: Any) -> float:
     weights = sum(parameter.numel() for parameter in layers.parameters() if parameter.ndim > 1)
     # Attributes, not entries: an attribute answers to the common name where the entry is called n_embd or d_model.
-    head, heads, hidden = (getattr(config, name, None) or 0 for name in ("head_dim", "num_attention_heads", "hidden_size"))
+    head, heads, hidden = (setting(config, name) or 0 for name in ("head_dim", "num_attention_heads", "hidden_size"))
     width = head * heads or hidden or 1
     # Operations: 2 per weight and token against 4 per head dimension and pair; attention runs at about half the speed of a product.
     return max(0.5 * weights / (2.0 * len(layers) * width), 1.0)

@@ -72,7 +72,8 @@ class Engine:
         self.cells = cells
         self._part = anatomy(module)
         self.budget = budget or (CPU_BUDGET if self._part.device.type == "cpu" else GPU_BUDGET)
-        self._asked = backend
+        self.asked = backend
+        """The back end that was asked for."""
         self.compute = self._computed
         """What computes a row; replaced where weights have to be gathered for it."""
         self.lower: Lower | None = None
@@ -91,7 +92,7 @@ class Engine:
     def beside(self, module: nn.Module) -> Engine:
         """The same around another module of the same structure, for a thread of its own."""
         other = Engine(module, budget=self.budget, cells=self.cells)
-        other._asked, other._verdict, other.lower = self._asked, self.verdict, self.lower
+        other.asked, other._verdict, other.lower = self.asked, self.verdict, self.lower
         return other
 
     def team(self, count: int) -> list[Engine]:
@@ -126,14 +127,14 @@ class Engine:
         return sorted(rows, key=lambda row: -len(row.ids))
 
     def _unpacked(self, limit: int) -> None:
-        if self._asked != "auto":
+        if self.asked != "auto":
             raise ModelError(f"packed rows are only shown right up to the window of {limit} tokens, and a path or row is longer", hint='use backend="auto"')
 
     def _rows(self, paths: Paths, chosen: list[int], name: str, keep_last: bool, grad: bool) -> list[Row]:
         """Rows of the paths `chosen` [indices, ascending]; none that shares reaches beyond a window of unknown measure."""
         foreign = self._part.limits.foreign
         budget = self.budget if foreign is None or name == "padded" else min(self.budget, foreign)
-        form = {"tree": "auto" if self._asked == "auto" else "tree", "flex": "tree"}.get(name, name)
+        form = {"tree": "auto" if self.asked == "auto" else "tree", "flex": "tree"}.get(name, name)
         costs: dict[str, Any] = {"crossover": self._part.crossover, "call": STEP if grad else CALL, "dense": self._dense}
         some = plan(paths.select(chosen), budget=budget, backend=form, keep_last=keep_last, **costs) if chosen else []
         rows = [replace(row, paths=[chosen[local] for local in row.paths]) for row in some]
@@ -189,10 +190,10 @@ class Engine:
             yield row.paths, scores
 
     def _choose(self, *, grad: bool) -> str:
-        if self._asked != "auto":
-            if grad and self._asked == "kv":
+        if self.asked != "auto":
+            if grad and self.asked == "kv":
                 raise ModelError("no gradient flows through a cached prefix", hint='use backend="tree" or "padded" for training')
-            return self._asked
+            return self.asked
         if self.verdict.tree_mask is not None:
             return "tree"
         return "kv" if self.verdict.kv and not grad else "padded"

@@ -2,7 +2,8 @@
 
 Some architectures ignore a tree mask, apply their own window on top, or read distances from row indices, and answer with plausible
 wrong numbers. A small trie is scored in every form and compared with single forward passes of the whole model. The verdict is kept
-for the life of the process per class, configuration, attention implementation, dtype and device.
+for the life of the process per class, configuration, attention implementation, dtype, device and size of the weights: of weights as
+small as a random start has them, some layers say so little that a wrong mask does not show.
 """
 
 from __future__ import annotations
@@ -32,6 +33,10 @@ FP32_TOLERANCE = 1e-4
 """Smallest tolerance of the largest difference for float32 and wider, in nats per scored token."""
 HALF_FLOOR = 0.02
 """Smallest tolerance of the mean difference for 16-bit weights, in nats: what rounding alone does to small models."""
+SHARE_OF_A_TOKEN = 0.1
+"""The floor is at most this share of what another token of the prompt changes: right masks were below 0.03 of it, in 16 bits."""
+LOOKED_AT = 256
+"""Values of each matrix that tell its size."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +68,9 @@ def check(module: nn.Module) -> Verdict:
     """The verdict on a causal language model, measured at the first call. Raises ModelError if not even padding is exact.
 
     The tolerance follows the difference that rounding every block's output anew makes: 1.5 times its mean for 16-bit weights, at
-    least `HALF_FLOOR`; 5 times its largest for wider ones, whose products round more than their outputs, at least `FP32_TOLERANCE`.
-    A tree mask must also pass an isolation test: a token changed in one branch changes another's numbers by less than a third of
-    the tolerance.
+    least `HALF_FLOOR` or `SHARE_OF_A_TOKEN` of what another token in the shared part makes; 5 times its largest for wider ones, whose
+    products round more than their outputs, at least `FP32_TOLERANCE`. A tree mask must also pass an isolation test: a token changed in
+    one branch changes another's numbers by less than a third of the tolerance.
     """
     part = anatomy(module)
     key = (
@@ -74,6 +79,7 @@ def check(module: nn.Module) -> Verdict:
         part.attention,
         str(part.dtype),
         part.device.type,
+        _sizes(part),
     )
     if key not in _verdicts:
         # the verdict is on the model, and stays: not on what happens to be switched on around the first call
@@ -82,6 +88,16 @@ def check(module: nn.Module) -> Verdict:
         if _verdicts[key].tree_mask is None:
             log.warning("%s is scored without shared rows: %s", type(part.causal).__name__, _verdicts[key].reason)
     return _verdicts[key]
+
+
+def _sizes(part: Anatomy) -> str:
+    """Root mean square of every matrix of the blocks to the nearest power of two: other ones than those the verdict was measured on are told by it."""
+    looked = []
+    for name, weights in part.layers.named_parameters():
+        if weights.ndim > 1 and weights.device.type != "meta" and "lora_" not in name:
+            values = weights.detach().reshape(-1)
+            looked.append(values[:: max(1, len(values) // LOOKED_AT)].float().square().mean().sqrt().log2().round().to(part.device))
+    return " ".join(map(str, torch.stack(looked).tolist())) if looked else ""
 
 
 @contextmanager
@@ -118,6 +134,8 @@ def _trial(part: Anatomy) -> tuple[Paths, bool]:
     size = part.embedding.num_embeddings
     tokens = torch.randint(size // 8, size, (length + 25,), generator=draw).tolist()
     trunk, limb, a, b, c = tokens[:length], tokens[length : length + 4], tokens[-21:-15], tokens[-15:-8], tokens[-8:]
+    # The branch that the isolation test changes stands first in a row: what leaks by index leaks onwards.
+    c[0], limb[0] = sorted((c[0], limb[0]))
     return Paths([trunk + limb + a, trunk + limb + b, trunk + c], [length - 2] * 3, [0, 0, 0]), checked
 
 
@@ -139,7 +157,17 @@ def _tolerance(part: Anatomy, paths: Paths, truth: Tensor) -> float:
     with _rounding(part):
         again = _alone(part, tuple(paths.ids[0]))[paths.start[0] - 1 :]
     noise = _gap(part, truth[: len(again)], again)
-    return max(1.5 * noise, HALF_FLOOR) if part.dtype.itemsize < 4 else max(5.0 * noise, FP32_TOLERANCE)
+    if part.dtype.itemsize >= 4:
+        return max(5.0 * noise, FP32_TOLERANCE)
+    return max(1.5 * noise, min(HALF_FLOOR, SHARE_OF_A_TOKEN * _sensitivity(part, paths, truth)))
+
+
+def _sensitivity(part: Anatomy, paths: Paths, truth: Tensor) -> float:
+    """How far the first path's numbers are from those after another token at the end of its shared part."""
+    ids, at = list(paths.ids[0]), paths.start[0] + 2
+    ids[at] = (ids[at] + 1) % part.embedding.num_embeddings
+    after = _alone(part, tuple(ids))[at:]
+    return _gap(part, truth[at + 1 - paths.start[0] :][: len(after)], after)
 
 
 @contextmanager

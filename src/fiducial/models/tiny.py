@@ -25,6 +25,9 @@ SIZES: dict[str, dict[str, Any]] = {
     "mamba2": {"hidden_size": 32, "num_hidden_layers": 2, "num_heads": 8, "head_dim": 8, "state_size": 8, "n_groups": 2, "chunk_size": 8},
     "jamba": _DENSE
     | {"num_experts": 2, "num_experts_per_tok": 1, "attn_layer_period": 2, "attn_layer_offset": 1, "mamba_d_state": 4, "use_mamba_kernels": False},
+    "qwen3_moe": _DENSE | {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16},
+    "gemma4_text": _DENSE | {"sliding_window": 8, "hidden_size_per_layer_input": 0, "layer_types": ["sliding_attention", "full_attention"]},
+    "llama4_text": _DENSE | {"attention_chunk_size": 8, "num_local_experts": 2, "num_experts_per_tok": 1, "intermediate_size_mlp": 48},
     "mpt": {"d_model": 32, "n_heads": 4, "n_layers": 2, "expansion_ratio": 2, "max_seq_len": 512},
     "lfm2": _DENSE | {"layer_types": ["conv", "full_attention"], "block_multiple_of": 8},
     "qwen3_next": _DENSE
@@ -46,8 +49,8 @@ SIZES: dict[str, dict[str, Any]] = {
 def tiny(architecture: str, *, seed: int = 0, vocab: int = 128, dtype: torch.dtype = torch.float32, attention: str | None = None, **config: Any) -> Any:
     """A random causal language model in evaluation mode, the same for the same arguments. The generator of torch is left alone.
 
-    `config` overrides entries of its transformers configuration; `attention` names the attention implementation. gemma2,
-    gemma3_text and mistral have a sliding window of 8 positions, gpt_neo one of 64 rows.
+    `config` overrides entries of its transformers configuration; `attention` names the attention implementation. gemma2, gemma3_text,
+    gemma4_text and mistral have a sliding window of 8 positions, llama4_text blocks of 8, gpt_neo a window of 64 rows.
 
     >>> sum(p.numel() for p in tiny("llama").parameters()) < 50_000
     True

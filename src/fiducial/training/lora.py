@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -15,12 +16,17 @@ from fiducial.models import adapters
 from fiducial.models.activations import decoder_layers
 from fiducial.training.options import TrainOptions
 
+STACKED = ".experts."
+"""In the name of a parameter that holds the matrices of all experts of a block."""
+TAKEN_FOR_EXPERTS = ("gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3")
+"""Layers whose names peft 0.21 takes for experts of all blocks, in a model with stacked ones."""
+
 
 def attach(module: nn.Module, *, rank: int, alpha: int | None = None, depth: float = 1.0, seed: int = 0, tokens: Sequence[int] = ()) -> nn.Module:
     """A peft model with a fresh adapter on all linear layers of the top share `depth` of the blocks; base weights frozen.
 
     Alpha defaults to twice the rank. No gradient flows below the lowest block with an adapter. The embeddings of `tokens` train too, and are part
-    of the adapter.
+    of the adapter. In a model with stacked experts these get one, and routers, dense feed-forward layers and shared experts none.
     """
     from peft import LoraConfig
 
@@ -32,19 +38,36 @@ def attach(module: nn.Module, *, rank: int, alpha: int | None = None, depth: flo
     transposed = any(type(layer).__name__ == "Conv1D" for layer in module.modules())
     with torch.random.fork_rng(devices=[]):  # the adapter's start depends on the seed alone
         torch.manual_seed(seed)
-        targets = "all-linear" if depth == 1 else _linear_in_top(module, depth)
-        shape: dict[str, Any] = {"r": rank, "lora_alpha": alpha or 2 * rank, "target_modules": targets, "fan_in_fan_out": transposed}
+        shape: dict[str, Any] = {"r": rank, "lora_alpha": alpha or 2 * rank, "fan_in_fan_out": transposed, **_targets(module, depth)}
         if tokens:
             shape["trainable_token_indices"] = {name: list(tokens) for name in _embeddings(module)}
-        return adapters.add(module, LoraConfig(**shape, exclude_modules=_bypassed(module), task_type="CAUSAL_LM"))
+        adapted = adapters.add(module, LoraConfig(**shape, exclude_modules=_bypassed(module), task_type="CAUSAL_LM"))
+    below = {id(p) for block in _blocks(adapted, depth)[0] for p in block.parameters() if p.requires_grad}
+    assert not below, "peft put adapters below the blocks that were to get them"
+    return adapted
+
+
+def _blocks(module: nn.Module, depth: float) -> tuple[list[nn.Module], list[nn.Module]]:
+    """The blocks below the top share, and those in it."""
+    blocks = list(decoder_layers(module))
+    cut = len(blocks) - max(1, round(depth * len(blocks)))
+    return blocks[:cut], blocks[cut:]
+
+
+def _targets(module: nn.Module, depth: float) -> dict[str, Any]:
+    """What gets an adapter, as peft wants to be told."""
+    inside = {id(p) for block in _blocks(module, depth)[1] for p in block.parameters()}
+    experts = [name for name, p in module.named_parameters() if id(p) in inside and STACKED in name and p.ndim == 3]
+    if not experts:
+        return {"target_modules": "all-linear" if depth == 1 else _linear_in_top(module, depth)}
+    return {"target_modules": [n for n in _linear_in_top(module, depth) if n.rpartition(".")[2] not in TAKEN_FOR_EXPERTS], "target_parameters": experts}
 
 
 def _linear_in_top(module: nn.Module, depth: float) -> list[str]:
     """Names of the linear layers in the top blocks."""
-    blocks = decoder_layers(module)
-    top = list(blocks)[len(blocks) - max(1, round(depth * len(blocks))) :]
-    inside = {id(layer) for block in top for layer in block.modules()}
-    return [name for name, layer in module.named_modules() if id(layer) in inside and (isinstance(layer, nn.Linear) or type(layer).__name__ == "Conv1D")]
+    inside = {id(layer) for block in _blocks(module, depth)[1] for layer in block.modules()}
+    # by its very class: routers derive from the linear layer and give more than a product
+    return [name for name, layer in module.named_modules() if id(layer) in inside and (type(layer) is nn.Linear or type(layer).__name__ == "Conv1D")]
 
 
 def _embeddings(module: Any) -> list[str]:
@@ -82,13 +105,17 @@ def _of_adapter(name: str) -> bool:
     return "lora_" in name or "trainable_tokens_" in name
 
 
+WRAPPED = re.compile(r"(?<=\.)(token_adapter|base_layer)\.")
+"""In the name of a weight below an adapter."""
+
+
 def base_fingerprint(module: nn.Module) -> str:
     """Which weights lie below the adapter, 16 hexadecimal digits; the same with and without one. Looks at 1024 values of every tensor."""
     looked = hashlib.sha256()
     for name, p in module.named_parameters():
         if not _of_adapter(name):
             values = p.detach().reshape(-1)
-            looked.update(name.removeprefix("base_model.model.").replace(".token_adapter.", ".").replace(".base_layer.", ".").encode())
+            looked.update(WRAPPED.sub("", name.removeprefix("base_model.model.")).encode())
             looked.update(values[:: max(1, len(values) // 1024)].float().cpu().numpy().tobytes())
     return looked.hexdigest()[:16]
 

@@ -9,6 +9,7 @@ import torch
 from fiducial.core.errors import ConfigError, nearest
 from fiducial.models import adapters
 from fiducial.models.local import LocalModel
+from fiducial.models.scoring import Engine
 from fiducial.training.options import TrainOptions
 
 
@@ -38,4 +39,6 @@ def begin_from_scratch(model: LocalModel, options: TrainOptions) -> None:
             raise ConfigError(f"sizes: {adapters.first_line(error)}", hint="check that the sizes fit together") from error
     fresh.generation_config = module.generation_config
     model.module = fresh.to(model.device).eval()
+    # The self-check cannot tell a wrong mask on such small weights, and texts to learn from share little.
+    model.engine = Engine(model.module, backend="padded")
     model.changed()
