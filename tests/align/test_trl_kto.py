@@ -61,13 +61,36 @@ def theirs(reference, tmp_path, **options):
     return float(loss.detach()), {n: p.grad.clone() for n, p in trainer.model.named_parameters() if p.grad is not None}, trainer._metrics["eval"]["kl"][0]
 
 
-@pytest.mark.parametrize(("kind", "loss_type"), [("kto", "kto"), ("apo_zero", "apo_zero_unpaired")])
-@pytest.mark.parametrize("seed", [3, 5])
-def test_kto_equals_trl(tmp_path, kind, loss_type, seed):
+def sharpened(seed):
+    """A tiny llama whose logits are twice those of the seed: the policy is above it on strange answers, so that the reference point is not 0."""
+    model = tiny(seed=seed)
+    with torch.no_grad():
+        model.module.lm_head.weight.mul_(2)
+    return model
+
+
+def compare(tmp_path, kind, loss_type, reference):
+    """The reference point, equal on both sides as loss and gradient are."""
     weights = {"beta": 0.3, "desirable_weight": 1.2, "undesirable_weight": 0.7}
-    loss, gradient, point = ours(KTO(kind=kind, **weights), tiny(seed=seed), tmp_path / "ours")
-    peer, other, kl = theirs(tiny(seed=seed), tmp_path, loss_type=loss_type, **weights)
+    loss, gradient, point = ours(KTO(kind=kind, **weights), reference(), tmp_path / "ours")
+    peer, other, kl = theirs(reference(), tmp_path, loss_type=loss_type, **weights)
     assert loss == pytest.approx(peer, rel=1e-5)
     assert point == pytest.approx(kl, rel=1e-4, abs=1e-5)
     a, b = (torch.cat([g[n].flatten().double() for n in sorted(g)]) for g in (gradient, other))
     assert float((a - b).norm() / b.norm()) < 1e-5
+    return kl
+
+
+KINDS = pytest.mark.parametrize(("kind", "loss_type"), [("kto", "kto"), ("apo_zero", "apo_zero_unpaired")])
+
+
+@KINDS
+@pytest.mark.parametrize("seed", [3, 5])
+def test_kto_equals_trl(tmp_path, kind, loss_type, seed):
+    compare(tmp_path, kind, loss_type, lambda: tiny(seed=seed))
+
+
+@KINDS
+def test_kto_equals_trl_where_the_reference_point_is_not_zero(tmp_path, kind, loss_type):
+    kl = compare(tmp_path, kind, loss_type, lambda: sharpened(3))
+    assert kl == 0 if kind == "apo_zero" else kl > 1
