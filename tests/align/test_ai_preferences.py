@@ -3,7 +3,7 @@ from math import exp
 
 import pytest
 
-from fiducial.align.ai_preferences import AIPreferences, _probabilities, letter
+from fiducial.align.ai_preferences import AIPreferences, _Comparison, _probabilities, letter
 from fiducial.core import registry
 from fiducial.core.errors import ConfigError
 from fiducial.core.records import Attempt, Prompt, Verdict, user
@@ -63,6 +63,14 @@ def test_after_a_chain_of_thought_the_label_is_clamped(choose, after):
     assert group.targets == approx((after, 1 - after))
     row = group.provenance["comparisons"][0]
     assert (row["before"], row["after"]) == (approx(round((after - 0.4) * 5)) if after != 0.5 else 0.5, after)
+
+
+@pytest.mark.parametrize(
+    ("orders", "after"), [((0.9, 0.2), 0.55), ((0.8, 0.1), 0.45), ((0.7, 0.52), 0.6), ((0.61, 0.61), 0.6), ((0.1, 0.1), 0.4), ((0.55, None), 0.55)]
+)
+def test_the_mean_of_both_orders_is_kept_between_the_bounds_and_is_the_bound_beyond_them(orders, after):
+    comparison = _Comparison(attempt(), (0, 1), ("kind", "rude"), constitution()[0], orders)
+    assert comparison.row(clamp=True)["after"] == approx(after, abs=1e-12)
 
 
 def test_several_principles_are_averaged_and_each_keeps_its_row():

@@ -133,7 +133,6 @@ def _peer_may_warn():
     [
         pytest.param(DPO(beta=0.3), {"loss_type": "sigmoid"}, id="sigmoid"),
         pytest.param(IPO(beta=0.3), {"loss_type": "ipo"}, id="ipo"),
-        pytest.param(Hinge(beta=0.3), {"loss_type": "hinge"}, id="hinge"),
         pytest.param(RobustDPO(beta=0.3, label_smoothing=0.2), {"loss_type": "robust", "label_smoothing": 0.2}, id="robust"),
         pytest.param(EXO(beta=0.3, label_smoothing=0.01), {"loss_type": "exo_pair", "label_smoothing": 0.01}, id="exo_pair"),
         pytest.param(APO(beta=0.3), {"loss_type": "apo_zero"}, id="apo_zero"),
@@ -142,6 +141,14 @@ def _peer_may_warn():
 )
 def test_losses_with_a_reference_equal_those_of_the_dpo_trainer(batch, model, tmp_path, objective, options):
     compare(batch.ours(objective), dpo_trainer(batch, model, tmp_path, beta=0.3, **options))
+
+
+def test_the_hinge_equals_that_of_the_dpo_trainer_on_both_sides_of_its_margin(batch, model, tmp_path):
+    objective = Hinge(beta=3.0)
+    policy, reference = (batch.groups(logits.detach()) for logits in (batch.logits, batch.reference_logits))
+    z = 3.0 * ((policy.logp - reference.logp) @ torch.tensor([1.0, -1.0]))
+    assert z.min() < 1 < z.max()
+    compare(batch.ours(objective), dpo_trainer(batch, model, tmp_path, beta=3.0, loss_type="hinge"))
 
 
 @pytest.mark.parametrize(("objective", "sizes"), [(ORPO(beta=0.3), SIZES), (ORPO(beta=0.3, mean="token"), UNEQUAL)], ids=["sequence", "token"])

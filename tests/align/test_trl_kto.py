@@ -72,19 +72,41 @@ def theirs(model, reference, data, folder, **options):
     return float(loss.detach()), {n: p.grad.clone() for n, p in trainer.model.named_parameters() if p.grad is not None}, trainer._metrics["eval"]["kl"][0]
 
 
-@pytest.mark.parametrize(("kind", "loss_type"), [("kto", "kto"), ("apo_zero", "apo_zero_unpaired")])
-@pytest.mark.parametrize(("rows", "seed"), [("singles", 3), ("singles", 5), ("pairs", 3)])
-def test_kto_equals_trl(tmp_path, rows, kind, loss_type, seed):
-    """Of pairs TRL makes an answer labelled true and one labelled false, whatever their scores."""
+def sharpened(seed):
+    """A tiny llama whose logits are twice those of the seed: the policy is above it on strange answers, so that the reference point is not 0."""
+    model = tiny(seed=seed)
+    with torch.no_grad():
+        model.module.lm_head.weight.mul_(2)
+    return model
+
+
+def compare(tmp_path, rows, kind, loss_type, reference):
+    """The reference point, equal on both sides as loss and gradient are. Of pairs TRL makes an answer labelled true and one labelled false."""
     model = tiny()
     if rows == "singles":
         groups, peers = singles(), columns(model, [q for q, _, _ in ROWS], completion=[a for _, a, _ in ROWS]) | {"label": [good for *_, good in ROWS]}
     else:
         prompts, chosen, rejected, *_ = zip(*PAIRS, strict=True)
         groups, peers = pairs(tmp_path), columns(model, prompts, chosen=chosen, rejected=rejected)
-    loss, gradient, point = ours(KTO(kind=kind, **WEIGHTS), tiny(seed=seed), groups, tmp_path / "ours")
-    peer, other, kl = theirs(model, tiny(seed=seed), peers, tmp_path / "trl", loss_type=loss_type, **WEIGHTS)
+    loss, gradient, point = ours(KTO(kind=kind, **WEIGHTS), reference(), groups, tmp_path / "ours")
+    peer, other, kl = theirs(model, reference(), peers, tmp_path / "trl", loss_type=loss_type, **WEIGHTS)
     assert loss == pytest.approx(peer, rel=1e-5)
     assert point == pytest.approx(kl, rel=1e-4, abs=1e-5)
     a, b = (torch.cat([g[n].flatten().double() for n in sorted(g)]) for g in (gradient, other))
     assert float((a - b).norm() / b.norm()) < 1e-5
+    return kl
+
+
+KINDS = pytest.mark.parametrize(("kind", "loss_type"), [("kto", "kto"), ("apo_zero", "apo_zero_unpaired")])
+
+
+@KINDS
+@pytest.mark.parametrize(("rows", "seed"), [("singles", 3), ("singles", 5), ("pairs", 3)])
+def test_kto_equals_trl(tmp_path, rows, kind, loss_type, seed):
+    compare(tmp_path, rows, kind, loss_type, lambda: tiny(seed=seed))
+
+
+@KINDS
+def test_kto_equals_trl_where_the_reference_point_is_not_zero(tmp_path, kind, loss_type):
+    kl = compare(tmp_path, "singles", kind, loss_type, lambda: sharpened(3))
+    assert kl == 0 if kind == "apo_zero" else kl > 1
