@@ -1,5 +1,6 @@
 """The model card of a loop's model."""
 
+import json
 import re
 
 from fiducial.app import card
@@ -35,6 +36,10 @@ def test_it_holds_the_proof_the_gate_and_only_the_rounds_that_lead_to_the_model(
     assert "| drift, round 1 | pass | k3 is 2 nats |" in text
     assert "round 2" not in text
     assert "hash of round 1" in text
+    report = json.loads((run.path / "card.json").read_text())
+    assert report["verdict"] == "not measured"  # of one rule there was too little evidence, and another was not measured
+    assert report["rules"]["drift, round 1"] == {"outcome": "pass", "sentence": "k3 is 2 nats"}
+    assert report["about"]["data"] == ["hash of round 1"]
     missing = text.split("## What was not measured")[1]
     assert "- harmful compliance" not in missing
     assert re.search("- refusal of harmless requests: `fiducial evaluate over_refusal MODEL`", missing)

@@ -1,12 +1,14 @@
-"""The model card of a model that the loop promoted: the same card as after any training, with the proof on what it was not trained on."""
+"""Report card and model card of a model that the loop promoted: the same cards as after any training, with the proof on what it was not trained on."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from fiducial.app.summary import Summary
 from fiducial.core.run import Run
-from fiducial.training import modelcard
+from fiducial.core.store import write_atomic
+from fiducial.training import modelcard, reportcard
 from fiducial.training.reportcard import Outcome
 
 PROVED = {"harmful compliance": "direct_compliance", "refusal of harmless requests": "benign_refusal", "general capability": "capability"}
@@ -16,7 +18,7 @@ AS: dict[str, Outcome] = {"pass": "pass", "fail": "fail", "insufficient": "not m
 
 
 def write(run: Run, summary: Summary) -> Path | None:
-    """Writes the card into the run's `model` folder; None when no round was promoted, and there is no model."""
+    """Writes the report card into the run and the model card into its `model` folder; None when no round was promoted, and there is no model."""
     promoted = next((point.name for point in summary.points if point.promoted and point.name.startswith("round ")), "")
     folder = run.path / "model"
     if not promoted or not folder.is_dir():
@@ -26,6 +28,9 @@ def write(run: Run, summary: Summary) -> Path | None:
     data = [training.data for training in rounds]
     rules = {f"{name}, round {last.round}": verdict for name, verdict in last.verdicts.items()}
     rules |= {c.rule: (AS[c.outcome], c.reason) for c in summary.decision.checks} if summary.decision else {}
+    about = {"run": run.id, "model": summary.repaired_fingerprint, "base": summary.model_fingerprint, "data": data, "rounds": [r.round for r in rounds]}
+    report = reportcard.summed(rules, summary.evidence, stop=last.stop, about=about)
+    write_atomic(run.path / "card.json", json.dumps(report, indent=1, ensure_ascii=False) + "\n")
     known = {e.name for e in summary.evidence if e.n}
     facts = modelcard.Facts(
         run=run.facts,

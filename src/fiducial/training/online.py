@@ -7,7 +7,8 @@ online preference optimisation; those that value single answers (align/rwr, alig
 is the model as it was when the run began.
 
 Every step's samples are fresh, so distance is measured on them. Length and repetition are compared on the same prompts, which are looked at again
-whenever ten times as many answers were learnt from: other prompts have other answers. A run that is killed goes on from its last checkpoint with the same weights as one that was not.
+whenever ten times as many answers were learnt from: other prompts have other answers. A run that is killed goes on from its last checkpoint with the same
+weights as one that was not.
 """
 
 from __future__ import annotations
