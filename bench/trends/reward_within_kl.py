@@ -81,7 +81,7 @@ def ran(base: Any, prompts: Sequence[Prompt], method: str, sizes: Sizes, seed: i
         "last": result.history[-1]["k3"],
         "steps": result.steps,
         "stop": result.stop,
-        "history": [{name: step[name] for name in ("step", "reward", "k1", "k3", "length", "repetition")} for step in result.history],
+        "history": [{name: step.get(name) for name in ("step", "reward", "k1", "k3", "length", "repetition")} for step in result.history],
     }
 
 
@@ -105,6 +105,7 @@ def trend(seeds: Sequence[Mapping[str, Any]], sizes: Sizes) -> Trend:
         directions.append(direction(f"{method} raises the reward", SOURCES[method], [f["gain"] for f in found], rise))
         room = f"{sizes.kl_budget:g} nats per answer less the largest k3 of any step"
         directions.append(direction(f"{method} stays within the KL budget", "ours", [sizes.kl_budget - f["farthest"] for f in found], room))
+        repeats = [f["after"]["repetition"] for f in found if "repetition" in f["after"]]  # answers of few words have nothing to repeat
         rows.append(
             {
                 "method": method,
@@ -113,7 +114,7 @@ def trend(seeds: Sequence[Mapping[str, Any]], sizes: Sizes) -> Trend:
                 "k3 at the last step": summary([f["last"] for f in found]),
                 "words before": summary([f["before"]["length"] for f in found]),
                 "words after": summary([f["after"]["length"] for f in found]),
-                "repeated 4-grams after": summary([f["after"]["repetition"] for f in found]),
+                "repeated 4-grams after": summary(repeats) if repeats else "-",
                 "steps": ", ".join(str(f["steps"]) for f in found),
             }
         )

@@ -130,10 +130,10 @@ def test_on_the_default_model_too_both_trainings_end_in_gates_that_decide_every_
     monkeypatch.setattr(trained, "LOOKED_AT", 2)
     data = done("sft_dpo_exo", model="smollm2", attack={"max_tokens": 8, "limit": 3}, govern={"min_n": 1}, **{"evaluate/multiple_choice": {"limit": 3}})
     steps = {s["name"]: s for s in data["steps"]}
-    assert {steps[name]["result"]["verdict"] for name in ("sft", "dpo", "exo")} <= {"pass", "fail"}  # decided; of two answers, by chance
+    assert {steps[name]["result"]["verdict"] for name in ("sft", "dpo", "exo")} <= {"pass", "fail", "not measured"}  # of two answers, by chance
     for name in ("dpo_gate", "exo_gate"):
         (decision,) = Run.open(steps[name]["run"]).lines("decisions", Decision).read()
-        assert len(decision.checks) == 6
+        assert len(decision.checks) == 8
         assert {c.outcome for c in decision.checks} <= {"pass", "fail"}
 
 
@@ -153,10 +153,10 @@ def test_demonstrations_pairs_dpo_and_exo_end_in_gates_that_decide_every_rule(do
     assert steps["dpo"]["result"]["groups"] == steps["exo"]["result"]["groups"] > 0
     assert steps["dpo"]["tokens"] > steps["sft"]["tokens"] > 0
     for name in ("sft", "dpo", "exo"):
-        assert steps[name]["result"]["verdict"] in ("pass", "fail")  # of the training's own card
+        assert steps[name]["result"]["verdict"] in ("pass", "fail", "not measured")  # answers of one word have nothing to repeat
     for name in ("dpo_gate", "exo_gate"):
         (decision,) = Run.open(steps[name]["run"]).lines("decisions", Decision).read()
-        assert len(decision.checks) == 6
+        assert len(decision.checks) == 8
         assert {c.outcome for c in decision.checks} <= {"pass", "fail"}
     scores = Run.open(steps["dpo_capability"]["run"]).lines("scores", Score).read()
     assert all(s.low <= s.value <= s.high for s in scores)

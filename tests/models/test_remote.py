@@ -404,7 +404,7 @@ def test_sampling_settings_out_of_range_are_config_errors(connect, options):
 
 def test_without_the_package_the_command_that_installs_it_is_named(server, monkeypatch):
     monkeypatch.setitem(sys.modules, "openai", None)
-    with pytest.raises(MissingExtraError, match=r'pip install "fiducial\[remote\]"'):
+    with pytest.raises(MissingExtraError, match=r'pip install -e "\.\[remote\]"'):
         RemoteModel("m", base_url=server.url)
 
 
