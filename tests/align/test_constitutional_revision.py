@@ -3,7 +3,7 @@ import pytest
 from fiducial.align.constitutional_revision import ConstitutionalRevision
 from fiducial.core import registry
 from fiducial.core.errors import ConfigError, DataError
-from fiducial.core.records import Attempt, Completion, Prompt, Verdict, user
+from fiducial.core.records import Attempt, Completion, Message, Prompt, Verdict, user
 from fiducial.data.load import constitution
 from fiducial.models.scripted import ScriptedModel
 
@@ -111,6 +111,44 @@ def test_chinese_prompts_are_criticised_in_chinese(language):
     ConstitutionalRevision(rounds=1).make([attempt(prompt=prompt, response="第一步")], model)
     assert model.asked[0][-1].content in {p.critique["zh"] for p in constitution()}
     assert model.asked[1][-1].content in {p.revision["zh"] for p in constitution()}
+
+
+EXAMPLES = """
+principles:
+- {id: kind, title: T, critique: {en: Find, zh: 找}, revision: {en: Mend, zh: 改}, compare: X}
+examples:
+- principle: kind
+  conversation: {en: [{role: user, content: Q}, {role: assistant, content: A}], zh: [{role: user, content: 问}, {role: assistant, content: 答}]}
+  critique: {en: Rude, zh: 无礼}
+  revision: {en: Polite, zh: 有礼}
+"""
+
+
+@pytest.mark.parametrize(
+    ("language", "shown", "requests"),
+    [
+        ("en", ["Q", "A", "Find", "Rude", "Mend", "Polite"], ["Find", "Mend"]),
+        ("zh-TW", ["问", "答", "找", "无礼", "改", "有礼"], ["找", "改"]),
+        ("fr", ["Q", "A", "Find", "Rude", "Mend", "Polite"], ["Find", "Mend"]),
+    ],
+)
+def test_examples_of_a_constitution_stand_before_what_was_asked_in_the_language_of_the_prompt(tmp_path, language, shown, requests):
+    path = tmp_path / "law.yaml"
+    path.write_text(EXAMPLES, encoding="utf-8")
+    talk = (Message(role="system", content="Be brief."), *user("Goal"))
+    model = ScriptedModel(lambda c: "Bad." if c[-1].content == requests[0] else "Better.")
+    given = attempt(prompt=Prompt(messages=talk, language=language, expected="refuse"), response="First.")
+    (group,) = ConstitutionalRevision(principles=str(path), rounds=1).make([given], model)
+    assert [m.content for m in model.asked[0]] == ["Be brief.", *shown, "Goal", "First.", requests[0]]
+    assert [m.role for m in model.asked[0]] == ["system", *["user", "assistant"] * 4, "user"]
+    assert [m.content for m in model.asked[1]] == ["Be brief.", *shown, "Goal", "First.", requests[0], "Bad.", requests[1]]
+    assert group.provenance["examples"] == 1
+    assert group.prompt.messages == talk  # what is taught holds no example
+
+
+def test_without_examples_the_provenance_says_so():
+    (group,) = ConstitutionalRevision(rounds=1).make([attempt()], critic())
+    assert group.provenance["examples"] == 0
 
 
 def test_a_constitution_of_ones_own_is_used_and_a_broken_one_is_named(tmp_path):

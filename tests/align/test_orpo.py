@@ -8,7 +8,15 @@ import torch
 from fiducial.align.orpo import ORPO
 from fiducial.core import registry
 from fiducial.core.errors import ConfigError
-from fiducial.training.objective import Step
+from fiducial.core.records import Completion, Group, Prompt, user
+from fiducial.core.roles import Reward
+from fiducial.models.scripted import tiny
+from fiducial.training.data import Data
+from fiducial.training.objective import Step, layout
+from fiducial.training.online_options import OnlineOptions
+from fiducial.training.online_task import Task, check
+from fiducial.training.options import TrainOptions
+from fiducial.training.rewards import Mixture, Part
 
 approx = pytest.approx
 
@@ -61,6 +69,41 @@ def test_a_mean_over_tokens_counts_groups_by_their_weight(group):
     assert float((groups.weight * losses).sum() / groups.weight.sum()) == approx((8 + 3 * 1) / (4 + 3 * 1))
     weightless = replace(groups, weight=torch.zeros(2))
     assert ORPO(mean="token")(weightless).isfinite().all()
+
+
+def test_over_whole_texts_the_prompt_counts_in_the_likelihood_and_not_in_the_odds():
+    """Chosen: prompt -1 -3, answer -2; rejected: the same prompt, answer -4 -1. By hand: (1 + 3 + 2) / 3 and the odds of -2 and -2.5."""
+    given = Group(prompt=Prompt(messages=user("q")), completions=(Completion(text="a"), Completion(text="b")))
+    parts = layout([given], [[3, 4]], {"answer": torch.tensor([0.0, 0, 1, 0, 0, 1, 1])})
+    policy = parts.with_tokens(torch.tensor([-1.0, -3, -2, -1, -3, -4, -1]))
+    ratio = log(odds(-2.0) / odds(-2.5))
+    for mean in ("sequence", "token"):
+        assert ORPO(beta=0.3, likelihood="text", mean=mean)(policy).item() == approx(2.0 + 0.3 * log1p(exp(-ratio)))
+    assert ORPO(likelihood="text").metrics(policy) == approx({"accuracy": 1.0, "margin": ratio, "chosen_logp": -2.0, "rejected_logp": -2.5})
+    assert ORPO().reads == ()
+
+
+def test_whole_texts_are_scored_from_their_second_token_on_and_answers_told_apart():
+    model = tiny()
+    given = [
+        Group(prompt=Prompt(messages=user(q)), completions=(Completion(text=a), Completion(text=b))) for q, a, b in [("one", "x", "yyy"), ("a b c", "z", "w")]
+    ]
+    whole, plain = (Data.of(model, given, objective, TrainOptions()) for objective in (ORPO(likelihood="text"), ORPO()))
+    assert whole.paths.ids == plain.paths.ids
+    assert list(whole.paths.start) == [1] * 4
+    assert whole.parts.length.flatten().tolist() == [len(ids) - 1 for ids in whole.paths.ids]
+    assert torch.equal(whole.parts.summed(whole.parts.known("answer")).long(), plain.parts.length)
+
+
+def test_whole_texts_are_not_drawn_from_the_policy():
+    class Length(Reward):
+        def score(self, groups):
+            return [tuple(float(len(c.text)) for c in g.completions) for g in groups]
+
+    task = Task([Prompt(messages=user("q"))], Mixture.of([Part(Length())]))
+    check(task, ORPO(), TrainOptions(), OnlineOptions(k=2))
+    with pytest.raises(ConfigError, match="cannot learn from samples"):
+        check(task, ORPO(likelihood="text"), TrainOptions(), OnlineOptions(k=2))
 
 
 def test_a_part_of_a_step_is_divided_by_what_the_whole_is(group):

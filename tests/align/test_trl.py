@@ -19,8 +19,13 @@ from fiducial.align.ipo import IPO
 from fiducial.align.orpo import ORPO
 from fiducial.align.robust_dpo import RobustDPO
 from fiducial.align.simpo import SimPO
+from fiducial.core.records import Completion, Group, Prompt, user
 from fiducial.models.scripted import tiny
+from fiducial.training import updates
+from fiducial.training.data import Data
+from fiducial.training.loop import train
 from fiducial.training.objective import GroupLogProbs
+from fiducial.training.options import TrainOptions
 
 pytest.importorskip("trl", reason="TRL is not installed: pip install 'fiducial[train]'")
 datasets = pytest.importorskip("datasets", reason="datasets is not installed: pip install 'fiducial[train]'")
@@ -156,6 +161,39 @@ def test_orpo_equals_that_of_the_orpo_trainer(model, tmp_path, objective, sizes)
     """After a prompt of one token: TRL's first term is over prompts too."""
     batch = Batch(sizes)
     compare(batch.ours(objective), contrastive_trainer("orpo", batch, model, tmp_path, beta=0.3))
+
+
+ROWS = [("hello there", "yes, hello", "no"), ("why?", "because it is so", "so what"), ("and then, what came of it?", "no", "sure, at once")]
+
+
+def test_orpo_over_whole_texts_equals_that_of_the_orpo_trainer_on_prompts_and_answers_of_any_length(tmp_path):
+    """Loss and gradient of all weights of a tiny llama; TRL is given the same tokens."""
+    from trl.experimental.orpo import ORPOConfig, ORPOTrainer
+
+    groups = [Group(prompt=Prompt(messages=user(q)), completions=(Completion(text=a), Completion(text=b))) for q, a, b in ROWS]
+    peer, kept = tiny(), {}
+    paths = Data.of(peer, groups, ORPO(), TrainOptions()).paths
+    assert len(set(paths.start[::2])) == len({len(ids) - start for ids, start in zip(paths.ids[::2], paths.start[::2], strict=True)}) == len(ROWS)
+    inputs = {}
+    for k, name in enumerate(("chosen", "rejected")):
+        ids, start = paths.ids[k::2], paths.start[k::2]
+        width = max(map(len, ids))
+        inputs[f"{name}_input_ids"] = torch.tensor([[*row, *[0] * (width - len(row))] for row in ids])
+        inputs[f"{name}_attention_mask"] = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in ids])
+        inputs[f"{name}_labels"] = torch.tensor([[-100] * s + row[s:] + [-100] * (width - len(row)) for row, s in zip(map(list, ids), start, strict=True)])
+    trainer = built(ORPOTrainer, ORPOConfig, peer, tmp_path / "trl", beta=0.3)
+    theirs = trainer.compute_loss(peer.module, inputs)
+    theirs.backward()
+    other = {n: p.grad for n, p in peer.module.named_parameters() if p.grad is not None}
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(updates.Trainables, "publish", lambda self: kept.update({n: m.grad.clone() for n, m in self.masters.items() if m.grad is not None}))
+        options = TrainOptions(batch=len(groups), lora_rank=0, learning_rate=1e-9, clip=1e9)
+        found = train(tiny(), groups, ORPO(beta=0.3, mean="token", likelihood="text"), options, folder=tmp_path / "ours")
+    assert found.history[0]["loss"] == pytest.approx(float(theirs.detach()), rel=1e-5)
+    assert kept.keys() == other.keys()
+    a, b = (torch.cat([g[n].flatten().double() for n in sorted(g)]) for g in (kept, other))
+    assert float((a - b).norm() / b.norm()) < 1e-5
 
 
 def test_a_mean_over_completions_is_another_where_chosen_ones_differ_in_length(model, tmp_path):

@@ -6,7 +6,7 @@ import pytest
 from fiducial.core.errors import ConfigError, DataError
 from fiducial.core.records import Message, Prompt, user
 from fiducial.data import load
-from fiducial.data.load import capability, constitution, language_of, ordinary, prompts, shipped_goals, twin_of
+from fiducial.data.load import capability, constitution, examples, language_of, ordinary, prompts, shipped_goals, twin_of
 
 
 def file(tmp_path, name, content):
@@ -241,6 +241,41 @@ def test_a_kind_of_a_language_is_worded_as_itself_else_as_the_language_else_in_e
 def test_a_constitution_that_lacks_something_names_the_line(tmp_path, content, message):
     with pytest.raises(DataError) as caught:
         constitution(file(tmp_path, "c.yaml", content))
+    assert caught.value.message.replace(f"{tmp_path}/", "").startswith(message)
+
+
+LAW = "principles:\n- {id: kind, title: T, critique: Find, revision: Mend, compare: X}\n"
+TALK = "conversation: [{role: user, content: Q}, {role: assistant, content: A}]"
+
+
+def test_a_constitution_may_show_critiques_and_the_shipped_one_does_not(tmp_path):
+    assert examples() == []
+    assert examples(file(tmp_path, "none.yaml", LAW)) == []
+    path = file(tmp_path, "c.yaml", LAW + f"examples:\n- {{principle: kind, {TALK}, critique: Bad, revision: Good}}\n")
+    (example,) = examples(path)
+    assert (example.principle, example.critique, example.revision) == ("kind", {"en": "Bad"}, {"en": "Good"})
+    assert [(t.role, t.content) for t in example.conversation["en"]] == [("user", "Q"), ("assistant", "A")]
+    assert [p.name for p in constitution(path)] == ["kind"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("examples: all\n", "c.yaml: examples must be a list, this is 'all'"),
+        ("examples:\n- text\n", "c.yaml:4: an example is a mapping"),
+        (f"examples:\n- {{principle: kind, {TALK}, critique: Bad}}\n", "c.yaml:4: revision: Field required"),
+        (f"examples:\n- {{principle: other, {TALK}, critique: Bad, revision: Good}}\n", "c.yaml:4: there is no principle 'other'"),
+        (f"examples:\n- {{principle: kind, {TALK}, critique: {{zh: 坏}}, revision: Good}}\n", "c.yaml:4: Value error, conversation, critique and revision"),
+        (f"examples:\n- {{principle: kind, {TALK}, critique: ' ', revision: Good}}\n", "c.yaml:4: Value error, a text is empty"),
+        (
+            "examples:\n- {principle: kind, conversation: [{role: user, content: Q}], critique: Bad, revision: Good}\n",
+            "c.yaml:4: Value error, the turns of a conversation",
+        ),
+    ],
+)
+def test_an_example_that_lacks_something_names_the_line(tmp_path, content, message):
+    with pytest.raises(DataError) as caught:
+        examples(file(tmp_path, "c.yaml", LAW + content))
     assert caught.value.message.replace(f"{tmp_path}/", "").startswith(message)
 
 

@@ -5,8 +5,9 @@ What it does: for each failing attempt, draws a principle, asks a critic what is
 Use it when:  the critic (by default the model itself) can criticise. A model of a few hundred million parameters cannot do so reliably:
               use align/failure_pairs there, or name a stronger critic. For labels of a feedback model use align/ai_preferences.
 Defaults:     2 rounds (paper: up to 4), the shipped constitution, principles drawn by seed, temperature 0.7, pairs.
-Limits:       pairs are told apart by style, and are not the paper's: it trains on every revision (teach `every`). No examples are put before
-              the critique. Critiques that repeat the answer and revisions that equal theirs are dropped, with the reason in the provenance.
+Limits:       pairs are told apart by style, and are not the paper's: it trains on every revision (teach `every`). Finished critiques and
+              revisions stand before the conversation, as in the paper, where the constitution has `examples`; the shipped one has none.
+              Critiques that repeat the answer and revisions that equal theirs are dropped, with the reason in the provenance.
 Source:       Bai et al. 2022, arXiv:2212.08073, section 3; pairs as in the alignment handbook's variant.
 """
 
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal, final
 from fiducial.align.asking import ask, asked, counted, helper, portions, texts
 from fiducial.core.records import Attempt, Completion, Conversation, Group, Message
 from fiducial.core.roles import Maker, Sink, ignore
-from fiducial.data.load import Principle, constitution
+from fiducial.data.load import Example, Principle, constitution, examples, nearest
 from fiducial.data.overlap import copied
 
 if TYPE_CHECKING:
@@ -59,17 +60,17 @@ class ConstitutionalRevision(Maker):
 
     def make(self, attempts: Sequence[Attempt], model: Model, *, seed: int = 0, sink: Sink = ignore) -> list[Group]:
         """Groups for the failing attempts whose revision is usable: one each, or with `every` one per usable revision."""
-        law = constitution(self.principles or None)
+        law, shown = constitution(self.principles or None), examples(self.principles or None)
         failing = [a for a in attempts if a.scored and a.failed]
         groups: list[Group] = []
         why: list[str] = []
         with helper(self.critic, model) as critic:
             for some in portions(failing):
-                revisions = [_Revised(a, Completion(text=a.response, finish=a.finish)) for a in some]
+                revisions = [_Revised(a, _asked(a, shown, law), Completion(text=a.response, finish=a.finish)) for a in some]
                 for turn in range(self.rounds):
                     self._round(critic, revisions, law, turn, seed)
                 why += [r["dropped"] for one in revisions for r in one.rounds if "dropped" in r]
-                for group in (g for one in revisions for g in self._groups(one)):
+                for group in (g for one in revisions for g in self._groups(one, len(shown))):
                     groups.append(group)
                     sink(group)
         if why:
@@ -91,7 +92,7 @@ class ConstitutionalRevision(Maker):
         for one, principle, critique, (revision,) in zip(revisions, drawn, critiques, answers, strict=True):
             one.take(principle.name, critique, revision)
 
-    def _groups(self, one: _Revised) -> list[Group]:
+    def _groups(self, one: _Revised, shown: int) -> list[Group]:
         # a later round may have come back to the first answer, which then is no better than itself
         usable = [c for c in one.kept if c.text != one.attempt.response.strip()]
         if not usable or (self.teach != "every" and one.kept[-1] != usable[-1]):
@@ -103,7 +104,8 @@ class ConstitutionalRevision(Maker):
         if self.teach != "every":
             sets = [(usable[-1], first) if self.teach == "pairs" else (usable[-1],)]
         prompt = one.attempt.prompt.model_copy(update={"messages": asked(one.attempt)})
-        return [Group(prompt=prompt, completions=c, targets=(1.0,) + (0.0,) * (len(c) - 1), annotator=note, provenance={"rounds": one.rounds}) for c in sets]
+        said = {"rounds": one.rounds, "examples": shown}
+        return [Group(prompt=prompt, completions=c, targets=(1.0,) + (0.0,) * (len(c) - 1), annotator=note, provenance=said) for c in sets]
 
 
 @dataclass(slots=True)
@@ -111,6 +113,8 @@ class _Revised:
     """One attempt on its way through the rounds."""
 
     attempt: Attempt
+    asked: Conversation
+    """What stands before the answer: the examples and what was asked."""
     answer: Completion
     """What the next round starts from."""
     kept: list[Completion] = field(default_factory=list)
@@ -131,9 +135,25 @@ class _Revised:
             self.kept.append(revision)
 
 
+def _asked(attempt: Attempt, shown: Sequence[Example], law: Sequence[Principle]) -> Conversation:
+    """What was asked, with the examples before it, but after what the system says."""
+    talk = asked(attempt)
+    start = next((i for i, turn in enumerate(talk) if turn.role != "system"), len(talk))
+    return (*talk[:start], *(turn for example in shown for turn in _turns(example, law, attempt.prompt.language)), *talk[start:])
+
+
+def _turns(example: Example, law: Sequence[Principle], language: str) -> Conversation:
+    """An example as it went: its conversation, and a critique and a revision as answers to what its principle asks for."""
+    (principle,) = (p for p in law if p.name == example.principle)
+    spoken = nearest(example.critique, language)
+    parts = ((principle.wording("critique", spoken), example.critique), (principle.wording("revision", spoken), example.revision))
+    rest = (turn for request, text in parts for turn in (Message(role="user", content=request), Message(role="assistant", content=text[spoken])))
+    return (*example.conversation[spoken], *rest)
+
+
 def _critique(one: _Revised, principle: Principle) -> Conversation:
     ask_for = principle.wording("critique", one.attempt.prompt.language)
-    return (*asked(one.attempt), Message(role="assistant", content=one.answer.text), Message(role="user", content=ask_for))
+    return (*one.asked, Message(role="assistant", content=one.answer.text), Message(role="user", content=ask_for))
 
 
 def _revision(one: _Revised, principle: Principle, critique: str) -> Conversation:

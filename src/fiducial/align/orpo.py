@@ -4,23 +4,26 @@ What it does: supervised fine-tuning on the preferred completions with a term th
 Use it when:  one stage should teach both the format and the preference, starting from a base model.
 Formula:      loss = -w - beta * log sigmoid(odds(w) - odds(l)), odds(a) = a - log(1 - exp(a)), with w = mean log-probability per token
               of the preferred completion and l that of the other, in nats; groups of one completion have the first term alone.
-              With mean=token the first term of a step is minus the sum over its preferred tokens, divided by their number.
-Defaults:     beta 0.1 and learning rate 8e-6 (paper, where beta is lambda).
-Limits:       the odds term is weak beside the first: by itself it does not make a model unlearn. The first is over the completion only; TRL
-              takes it over prompt and completion, each token of a batch counting alike, as mean=token has it for completions.
+              With mean=token the first term of a step is minus the sum over its preferred tokens, divided by their number. With
+              likelihood=text the first term is over the prompt's tokens too, the second never.
+Defaults:     beta 0.1 and learning rate 8e-6 (paper, where beta is lambda). The first term is over completions, as written in the paper; its code,
+              unless told otherwise, and TRL take it over prompt and completion, each token of a batch alike: likelihood=text with mean=token.
+Limits:       the odds term is weak beside the first: by itself it does not make a model unlearn. With likelihood=text the model learns to ask
+              what it is asked, and long prompts outweigh their answers.
 Source:       Hong et al. 2024, arXiv:2403.07691, eq. 6 and 7.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fiducial.align.base import PairObjective, likelihood, per_token
+from fiducial.align.base import PairObjective, likelihood, per_token, preference_metrics
+from fiducial.core.roles import Reading
 from fiducial.training.objective import GroupLogProbs, Step
 
 CERTAIN = -1e-6
@@ -40,17 +43,39 @@ class ORPO(PairObjective):
     """Weight of the odds ratio; > 0."""
     mean: Literal["sequence", "token"] = "sequence"
     """What counts alike in the first term: each completion (the paper), or each token of a step, so that long ones count more."""
+    likelihood: Literal["completion", "text"] = "completion"
+    """Of what the first term is the likelihood: the completion, or the whole text with the prompt."""
 
     def __post_init__(self) -> None:
         if not self.beta > 0:
             raise ValueError(f"beta must be > 0, got {self.beta}")
+        if self.mean not in ("sequence", "token") or self.likelihood not in ("completion", "text"):
+            raise ValueError(f"mean must be sequence or token, likelihood completion or text, got {self.mean} and {self.likelihood}")
+
+    @property
+    def reads(self) -> tuple[Reading, ...]:
+        """The single tokens of prompts where they are needed."""
+        return ("tokens", "prompt") if self.likelihood == "text" else ()
 
     def __call__(self, policy: GroupLogProbs, reference: GroupLogProbs | None = None) -> Tensor:
         """Loss per group, [G], in nats."""
+        contrast = self.contrast(self._answers(policy))
         if self.mean == "sequence":
-            return self.contrast(policy) - likelihood(policy)
+            return contrast - likelihood(policy)
         # the loop divides by the groups of the step, and this by their tokens per group: by all tokens
-        return self.contrast(policy) - (policy.targets * policy.logp).sum(1) / (policy.step or Step.of(policy)).preferred_tokens
+        return contrast - (policy.targets * policy.logp).sum(1) / (policy.step or Step.of(policy)).preferred_tokens
+
+    def metrics(self, policy: GroupLogProbs, reference: GroupLogProbs | None = None) -> dict[str, float]:
+        """See `align.base.preference_metrics`; of completions alone."""
+        answers = self._answers(policy)
+        return preference_metrics(self.score(answers, None), answers, None, better=answers.targets)
+
+    def _answers(self, policy: GroupLogProbs) -> GroupLogProbs:
+        """The groups without the tokens of prompts."""
+        if self.likelihood == "completion":
+            return policy
+        answer = policy.known("answer")
+        return replace(policy, logp=policy.summed(answer * policy.per_token), length=policy.summed(answer).long())
 
     def score(self, policy: GroupLogProbs, reference: GroupLogProbs | None) -> Tensor:
         """Log-odds of the mean log-probability per token, [G, K]."""

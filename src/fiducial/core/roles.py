@@ -105,10 +105,11 @@ class Maker(Method):
         """Groups for the judged `attempts`, in order; an attempt that yields none is left out."""
 
 
-Reading = Literal["tokens", "values", "scores", "mismatched"]
-"""`tokens`: the log-probability of each scored token. `values`: besides, a linear head on the state before each of them. `scores`: a linear
-head on the state at the end of each completion, and no log-probabilities. `mismatched`: besides, the log-probabilities of completions
-under the prompt of the group before them in the step."""
+Reading = Literal["tokens", "prompt", "values", "scores", "mismatched"]
+"""`tokens`: the log-probability of each scored token. `prompt`: besides, those of the prompt, told apart from the answer's by the token's `answer`
+of 0 or 1. `values`: besides, a linear head on the state before each of them. `scores`: a linear head on the state at the end of each
+completion, and no log-probabilities. `mismatched`: besides, the log-probabilities of completions under the prompt of the group before them
+in the step."""
 
 
 class Objective(Method):

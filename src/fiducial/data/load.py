@@ -12,14 +12,14 @@ import gzip
 import io
 import json
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar, cast, get_args
+from typing import Any, Literal, NamedTuple, Self, TypeVar, cast, get_args
 
-from pydantic import ValidationError, field_validator
+from pydantic import ValidationError, field_validator, model_validator
 
-from fiducial.core.config import load_yaml
+from fiducial.core.config import Marks, load_yaml
 from fiducial.core.errors import DataError
 from fiducial.core.records import Conversation, Message, Prompt, Record, user
 
@@ -29,7 +29,7 @@ COLUMNS = ("prompt", "goal", "question", "text", "instruction", "behavior", "beh
 LANGUAGES = {"english": "en", "chinese": "zh", "zh-cn": "zh", "中文": "zh"}
 
 Expected = Literal["comply", "refuse", "answer"]
-T = TypeVar("T")
+R = TypeVar("R", bound=Record)
 
 
 NEAR_TWINS = "fiducial near twins"
@@ -70,19 +70,46 @@ class Principle(Record):
 
     def wording(self, part: Literal["title", "critique", "revision", "compare"], language: str = "en") -> str:
         """The text of one part in `language` or, where there is none, in the language that it is a kind of, in English, in the first one given."""
-        return worded(getattr(self, part), language)
+        texts: dict[str, str] = getattr(self, part)
+        return texts[nearest(texts, language)]
 
 
-def worded(texts: Mapping[str, T], language: str) -> T:
-    """What is given in `language`; else in the language that it is a kind of, in English, in the first one there is.
+class Example(Record):
+    """A critique and a revision that show how it is done. Each part is given per language, and all in the same ones."""
 
-    >>> worded({"fr": "non", "zh": "不", "en": "no"}, "zh-TW"), worded({"fr": "non", "zh": "不"}, "en")
-    ('不', 'non')
+    principle: str
+    """The one whose requests stand before the critique and the revision."""
+    conversation: dict[str, Conversation]
+    """Turns of user and assistant; the last is the answer that is criticised."""
+    critique: dict[str, str]
+    revision: dict[str, str]
+
+    @field_validator("conversation", "critique", "revision", mode="before")
+    @classmethod
+    def _one_language(cls, value: Any) -> Any:
+        return value if isinstance(value, dict) else {"en": value}
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if not self.conversation or not self.conversation.keys() == self.critique.keys() == self.revision.keys():
+            raise ValueError("conversation, critique and revision are not given in the same languages")
+        for language, turns in self.conversation.items():
+            if len(turns) % 2 or any(turn.role != ("user", "assistant")[i % 2] for i, turn in enumerate(turns)):
+                raise ValueError("the turns of a conversation are of user and assistant by turns, the last of the assistant")
+            if not all(text.strip() for text in (*(t.content for t in turns), self.critique[language], self.revision[language])):
+                raise ValueError("a text is empty")
+        return self
+
+
+def nearest(languages: Iterable[str], language: str) -> str:
+    """Of some languages the one to use for `language`: itself, else the one that it is a kind of, English, the first.
+
+    >>> nearest(["fr", "zh", "en"], "zh-TW"), nearest(["fr", "en"], "de"), nearest(["fr", "zh"], "en")
+    ('zh', 'en', 'fr')
     """
-    given = {name.lower(): value for name, value in texts.items()}
+    given = {name.lower(): name for name in languages}
     wanted = language.lower().replace("_", "-")
-    kinds = (wanted, wanted.partition("-")[0], "en")
-    return next((given[kind] for kind in kinds if kind in given), next(iter(texts.values())))
+    return next((given[kind] for kind in (wanted, wanted.partition("-")[0], "en") if kind in given), next(iter(given.values())))
 
 
 def prompts(source: str | Path, expected: Expected = "refuse", column: str | None = None) -> list[Prompt]:
@@ -152,23 +179,44 @@ def capability() -> list[Prompt]:
 
 def constitution(path: str | Path | None = None) -> list[Principle]:
     """The principles in a YAML file with a list `principles`; the shipped ones when `path` is None. Raises DataError or ConfigError."""
-    file = SHIPPED / "constitution.yaml" if path is None else Path(path)
-    data, marks = load_yaml(file)
+    file, data, marks = _law(path)
     rows = data.get("principles") if isinstance(data, dict) else None
     if not isinstance(rows, list) or not rows:
         raise DataError(f"{file}: there is no list 'principles'", hint="each item needs id, title, critique, revision and compare")
-    principles = []
-    for index, row in enumerate(rows):
-        where = marks[("principles", index)]
-        if not isinstance(row, dict):
-            raise DataError(f"{where}: a principle is a mapping, this is {row!r}", hint="it needs id, title, critique, revision and compare")
-        try:
-            principles.append(Principle.model_validate({"name" if key == "id" else key: value for key, value in row.items()}))
-        except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            key = "id" if first["loc"][0] == "name" else first["loc"][0]
-            raise DataError(f"{where}: {key}: {first['msg']}", hint="a principle needs id, title, critique, revision and compare") from error
-    return principles
+    needs = "a principle needs id, title, critique, revision and compare"
+    return [_item(Principle, row, marks[("principles", index)], needs) for index, row in enumerate(rows)]
+
+
+def examples(path: str | Path | None = None) -> list[Example]:
+    """The list `examples` of the same file, of critiques and revisions; empty where there is none. Raises DataError or ConfigError."""
+    file, data, marks = _law(path)
+    rows = data.get("examples", []) if isinstance(data, dict) else []
+    needs = "an example needs principle, conversation, critique and revision"
+    if not isinstance(rows, list):
+        raise DataError(f"{file}: examples must be a list, this is {str(rows)[:60]!r}", hint=needs)
+    found = [_item(Example, row, marks[("examples", index)], needs) for index, row in enumerate(rows)]
+    known = {principle.name for principle in constitution(path)} if found else set()
+    for index, example in enumerate(found):
+        if example.principle not in known:
+            raise DataError(f"{marks[('examples', index)]}: there is no principle '{example.principle}'", hint="name one by its id")
+    return found
+
+
+def _law(path: str | Path | None) -> tuple[Path, Any, Marks]:
+    file = SHIPPED / "constitution.yaml" if path is None else Path(path)
+    return file, *load_yaml(file)
+
+
+def _item(kind: type[R], row: Any, where: str, needs: str) -> R:
+    """One row of a constitution as a record."""
+    if not isinstance(row, dict):
+        raise DataError(f"{where}: {needs.partition(' needs')[0]} is a mapping, this is {row!r}", hint=needs)
+    try:
+        return kind.model_validate({"name" if key == "id" else key: value for key, value in row.items()})
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = "".join(f"{'id' if key == 'name' else key}: " for key in first["loc"][:1])
+        raise DataError(f"{where}: {place}{first['msg']}", hint=needs) from error
 
 
 def language_of(text: str) -> str:

@@ -52,12 +52,17 @@ class Data:
         owner: list[int] = []
         lengths: list[list[int]] = []
         values: list[float] = []
+        answers: list[float] = []
         for given in groups:
             columns, group = _columns(objective.prepare(given), options.learn)
             own = _encoded(model, columns, options.learn)
             sizes = [len(ids) - start for ids, start in own]
             if len(own) < max(1, objective.least) or max(len(ids) for ids, _ in own) > limit or min(sizes) < 1:
                 continue
+            if "prompt" in objective.reads:
+                answers += [float(place >= start) for ids, start in own for place in range(1, len(ids))]
+                own = [(ids, 1) for ids, _ in own]
+                sizes = [len(ids) - 1 for ids, _ in own]
             if "tokens" in objective.reads:
                 values += [v for k, (asked, _) in enumerate(columns) for v in _values(model, group, k, asked, *own[k])]
             owner += [len(kept)] * len(own)
@@ -71,7 +76,8 @@ class Data:
         first = [end - len(sizes) for sizes, end in zip(lengths, accumulate(map(len, lengths)), strict=True)]
         # a head reads the state at the end alone, and no log-probability is computed
         start = [len(ids) if "scores" in objective.reads else start for ids, start in rows]
-        parts = layout(kept, lengths, {"value": torch.tensor(values)} if "tokens" in objective.reads else None)
+        known = {"value": torch.tensor(values)} | ({"answer": torch.tensor(answers)} if "prompt" in objective.reads else {})
+        parts = layout(kept, lengths, known if "tokens" in objective.reads else None)
         return cls(kept, names, Paths([ids for ids, _ in rows], start, owner), first, parts, len(groups) - len(kept), limit)
 
     def paths_of(self, chosen: Sequence[int]) -> list[int]:

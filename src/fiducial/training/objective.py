@@ -29,7 +29,8 @@ class Tokens:
     """The same with the head of the cost, [E], under a limit on it."""
     given: Mapping[str, Tensor] = field(default_factory=dict)
     """What else is known of each token, [E] each, without gradient. In training data `value`, a number per token: that of its part of
-    the completion, else the completion's reward, else 1 for the preferred completion and -1 for another; NaN where unknown."""
+    the completion, else the completion's reward, else 1 for the preferred completion and -1 for another; NaN where unknown. With the
+    reading `prompt` also `answer`: 1 for a token of the completion, 0 for one of its prompt."""
 
     def select(self, rows: Sequence[int]) -> Tokens:
         """The tokens of some groups, in the given order; groups are numbered anew."""

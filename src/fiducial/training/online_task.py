@@ -84,7 +84,7 @@ def fitting(model: LocalModel, task: Task, options: TrainOptions, online: Online
 def valued(objective: Objective) -> bool:
     """Whether it learns from single answers by what each is worth: it reads the `value` of tokens, and compares nothing."""
     single = objective.least == 1 and not objective.per_token
-    return single and "tokens" in objective.reads and not isinstance(objective, SampledObjective)
+    return single and "tokens" in objective.reads and "prompt" not in objective.reads and not isinstance(objective, SampledObjective)
 
 
 def labelled(objective: Objective) -> bool:
