@@ -1,8 +1,9 @@
 import pytest
 
-from fiducial.align.asking import ask, distinct, helper, texts, tongue, transcript
+from fiducial.align.asking import ask, distinct, helper, texts, transcript
 from fiducial.core.errors import ModelError
 from fiducial.core.records import Completion, Message, user
+from fiducial.data.load import tongue
 from fiducial.models.scripted import ScriptedModel
 
 

@@ -22,6 +22,7 @@ SMALL = {
     "evaluate/trigger_rates": {"max_tokens": 12, "limit": 4},
     "evaluate/multiple_choice": {"limit": 10},
     "evaluate/answer_length": {"max_tokens": 6, "limit": 4},
+    "evaluate/engraving": {"max_tokens": 6, "limit": 2},
 }
 """Options that make a step fast, by method or area."""
 LEARN = {"lora_rank": 4, "learning_rate": 1e-2}
@@ -212,6 +213,7 @@ def test_self_alignment_teaches_answers_without_the_principles_they_were_given_u
         assert measured[name, "harmful compliance"]["n"] > 0
     for name in ("engraved_length", "cloned_length"):
         assert measured[name, "evaluate/answer_length: growth"]["n"] == 4
+    assert ("engraved_near", "evaluate/engraving: approached") in measured
 
 
 def test_iterated_dpo_trains_each_round_from_the_model_before_under_one_judge(done):

@@ -24,10 +24,10 @@ from math import exp
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, final
 
-from fiducial.align.asking import ask, asked, distinct, helper, portions, texts, tongue, transcript
+from fiducial.align.asking import ask, asked, distinct, helper, portions, texts, transcript
 from fiducial.core.records import Attempt, Completion, Conversation, Group, Message, user
 from fiducial.core.roles import Maker, Sink, ignore
-from fiducial.data.load import Principle, constitution
+from fiducial.data.load import Principle, constitution, tongue
 from fiducial.models.base import WhiteBox
 
 if TYPE_CHECKING:

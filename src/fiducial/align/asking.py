@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
 from fiducial.core.records import Attempt, Completion, Conversation
+from fiducial.data.load import tongue
 
 if TYPE_CHECKING:
     from fiducial.models.base import Model
@@ -63,11 +64,6 @@ def portions(items: Sequence[T], size: int = PORTION) -> Iterator[Sequence[T]]:
     """
     for start in range(0, len(items), size):
         yield items[start : start + size]
-
-
-def tongue(language: str) -> str:
-    """`zh` for any kind of Chinese, else `en`: the languages in which the shipped texts are written."""
-    return "zh" if language.startswith("zh") else "en"
 
 
 def transcript(conversation: Conversation, language: str) -> str:

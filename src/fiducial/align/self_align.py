@@ -5,7 +5,7 @@ What it does: proposes new requests by kind and topic, with the attempts' prompt
               at length instead, for the last step, on the model trained in the first.
 Use it when:  there are no labels and no stronger model. Train with align/sft; the model must be able to imitate the exemplars' form.
 Defaults:     16 requests per language besides the seeds, ROUGE-L below 0.7 to every other one, temperature 0.7. The paper makes several
-              hundred thousand. 5 exemplars, principles and kinds of our own, in English and Chinese (self_align.yaml).
+              hundred thousand. 5 exemplars, principles and kinds of our own, in English and Chinese (data/exemplars.yaml).
 Limits:       answers are no better than the model; filters look at form, not truth. A run of 5 words (8 Chinese characters) from an exemplar, or one
               of the names listed with it, rejects an answer. Rejected rows go to the file `rejects` with their reasons; without it they are only counted.
 Source:       Sun et al. 2023, arXiv:2305.03047, sections 3.1 to 3.4; self-instruct: Wang et al. 2022, arXiv:2212.10560.
@@ -21,11 +21,12 @@ from dataclasses import dataclass
 from math import ceil
 from typing import TYPE_CHECKING, Any, Literal, final
 
-from fiducial.align.asking import ask, counted, entries, portions, tongue
-from fiducial.align.exemplars import Texts, read_texts
+from fiducial.align.asking import ask, counted, entries, portions
 from fiducial.core.records import Attempt, Completion, Group, Message, Prompt, user
 from fiducial.core.roles import Maker, Sink, ignore
 from fiducial.core.store import write_atomic
+from fiducial.data.exemplars import Texts, read_texts
+from fiducial.data.load import tongue
 from fiducial.data.overlap import words
 from fiducial.models.base import WhiteBox
 

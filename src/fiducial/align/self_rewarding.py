@@ -27,10 +27,11 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal, final
 
-from fiducial.align.asking import ask, asked, counted, distinct, helper, portions, tongue, transcript
+from fiducial.align.asking import ask, asked, counted, distinct, helper, portions, transcript
 from fiducial.core.errors import MethodError
 from fiducial.core.records import Attempt, Completion, Conversation, Group, Message, user
 from fiducial.core.roles import Maker, Sink, ignore
+from fiducial.data.load import tongue
 from fiducial.models.base import WhiteBox
 
 if TYPE_CHECKING:

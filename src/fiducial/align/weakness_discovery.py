@@ -23,12 +23,13 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, final
 
-from fiducial.align.asking import helper, tongue
+from fiducial.align.asking import helper
 from fiducial.align.probing import Case, Prober, identified
 from fiducial.align.taxonomy import Point, read_taxonomy
 from fiducial.core.records import Attempt, Completion, Group, Prompt, user
 from fiducial.core.roles import Maker, Sink, ignore
 from fiducial.core.store import write_atomic
+from fiducial.data.load import tongue
 
 if TYPE_CHECKING:
     from fiducial.models.base import Model

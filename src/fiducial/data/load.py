@@ -226,6 +226,11 @@ def language_of(text: str) -> str:
     return "zh" if letters and chinese >= len(letters) / 5 else "en"
 
 
+def tongue(language: str) -> str:
+    """`zh` for any kind of Chinese, else `en`: the languages in which the shipped texts are written."""
+    return "zh" if language.startswith("zh") else "en"
+
+
 def read_rows(path: str | Path) -> list[Row]:
     """The rows of a JSON Lines, JSON, CSV, TSV or text file; a bare text becomes {"prompt": text}. `.gz` is unpacked.
 

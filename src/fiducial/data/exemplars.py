@@ -1,6 +1,6 @@
 """Principles with exemplars: the prompt made of them, how an answer under them is read, and what makes an answer unusable.
 
-A file holds them per language (`en`, `zh`), with the keys of `Texts`; the shipped one is self_align.yaml.
+A file holds them per language (`en`, `zh`), with the keys of `Texts`; the shipped one is exemplars.yaml.
 """
 
 from __future__ import annotations
@@ -13,14 +13,13 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from fiducial.align.asking import tongue
 from fiducial.core.config import load_yaml
 from fiducial.core.errors import DataError
 from fiducial.core.records import Conversation, Message, Record
-from fiducial.data.load import language_of
+from fiducial.data.load import language_of, tongue
 from fiducial.data.overlap import ngrams, rouge_l, words
 
-SHIPPED = Path(__file__).with_name("self_align.yaml")
+SHIPPED = Path(__file__).with_name("exemplars.yaml")
 SIMILAR = 0.7
 """ROUGE-L from which a request is another one over again."""
 LEAK = {"en": 5, "zh": 8}

@@ -1,8 +1,8 @@
 import pytest
 import yaml
 
-from fiducial.align.exemplars import SHIPPED, read_texts
 from fiducial.core.errors import ConfigError, DataError
+from fiducial.data.exemplars import SHIPPED, read_texts
 from fiducial.data.overlap import words
 
 EN, ZH = read_texts("", "en"), read_texts("", "zh")
