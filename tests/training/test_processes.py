@@ -61,11 +61,11 @@ def left(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory):
-    """Where a training of two processes was killed in its third step, gone on with to its end, with what the first of them says."""
+    """What the first of two processes says that went on with a training which both were killed in, in the third step."""
     folder = tmp_path_factory.mktemp("killed")
     words = (SCRIPT, folder / "out.json", folder, "dpo@killed")
     died = launched(TORCHRUN, *words, code=1)
-    assert died.stderr.count("Signal 9 (SIGKILL)") >= 1, died.stderr[-5000:]
+    assert "Signal 9 (SIGKILL)" in died.stderr, died.stderr[-5000:]
     assert [p.name for p in (folder / "dpo@killed").glob("checkpoint-*")] == ["checkpoint-2"]
     assert not (folder / "out.json").exists()
     launched(TORCHRUN, *words)
@@ -129,7 +129,7 @@ def test_a_training_of_two_processes_resumes_exactly(request, weights):
 
 @pytest.mark.slow
 def test_kill_minus_nine_of_both_processes_ends_in_the_weights_of_a_run_that_was_not_killed(two, killed):
-    assert killed == two["dpo"]
+    assert killed == two["dpo"] | {"made": [3, 4, 5]}
 
 
 @pytest.mark.slow

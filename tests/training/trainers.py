@@ -184,8 +184,10 @@ def main(out, folder, *trainers):
     results = {}
     for trainer in trainers:
         try:
+            steps = []
             with watched() as shared_out:
-                results[trainer] = found(*go(trainer, Path(folder) / trainer)) | {"shared_out": shared_out}
+                results[trainer] = found(*go(trainer, Path(folder) / trainer, report=lambda step, *_, steps=steps: steps.append(step)))
+            results[trainer] |= {"shared_out": shared_out} | ({"made": steps} if "@killed" in trainer else {})
         except ConfigError as error:
             results[trainer] = {"refused": error.message}
     rank = int(os.environ.get("RANK", "0"))

@@ -90,7 +90,7 @@ def check(module: nn.Module) -> Verdict:
 def _changed(part: Anatomy) -> bool:
     """Whether something was put on this model that models of its class do not have: a forward pass of its own in any part, or hooks on the whole.
 
-    Hooks on blocks and what is below them see no mask as the model gets it; the passes that this package gives to layers leave masks alone.
+    Hooks on blocks and below are taken to leave masks alone, as steering does; the passes that this package gives to adapters do.
     """
     if any(module._forward_hooks or module._forward_pre_hooks for module in (part.causal, part.backbone)):
         return True
