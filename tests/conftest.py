@@ -1,5 +1,6 @@
 """Set up before torch is imported: quiet threads, no network, a folder of its own for runs."""
 
+import importlib
 import json
 import os
 import subprocess
@@ -16,6 +17,17 @@ import pytest
 
 NURSERY = Path(__file__).with_name("nursery.py")
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+PEERS = ("trl", "datasets", "lm_eval", "lm_eval.models.huggingface")
+"""What tests compare with where it is installed."""
+REQUIRED = ("CI", "FIDUCIAL_REQUIRE_PEERS")
+"""Variables of which one that is set makes a peer that cannot be imported an error."""
+
+
+def pytest_sessionstart(session):
+    """A peer that is broken or missing is no reason to skip where peers are required."""
+    if any(map(os.environ.get, REQUIRED)):
+        for name in PEERS:
+            importlib.import_module(name)
 
 
 @pytest.fixture

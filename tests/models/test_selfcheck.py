@@ -6,6 +6,7 @@ import torch
 from fiducial.models import selfcheck
 from fiducial.models.selfcheck import check
 from fiducial.models.tiny import tiny
+from fiducial.training import lora
 
 
 @pytest.mark.parametrize("attention", [None, "eager"])
@@ -88,6 +89,48 @@ def test_16_bit_weights_of_a_random_start_are_held_to_a_share_of_what_a_token_sa
 def test_the_branch_that_the_isolation_test_changes_stands_first_in_the_row(vocab):
     paths, _ = selfcheck._trial(selfcheck.anatomy(tiny("llama", vocab=vocab, hidden_size=8)))
     assert sorted(paths.ids)[0] == paths.ids[-1]
+
+
+def flat(mask):
+    """A mask of two dimensions in place of one of four, with which strangers of one row see each other."""
+    return torch.ones(mask.shape[0], mask.shape[-1], dtype=torch.long) if isinstance(mask, torch.Tensor) and mask.ndim == 4 else None
+
+
+def wrapped(part):
+    inner = part.forward
+    part.forward = lambda *args, attention_mask=None, **more: inner(*args, attention_mask=flat(attention_mask), **more)
+
+
+def hooked(part):
+    part.register_forward_pre_hook(lambda _, args, more: (args, more | {"attention_mask": flat(more.get("attention_mask"))}), with_kwargs=True)
+
+
+def another_class(part):
+    class Flat(type(part)):
+        def forward(self, *args, attention_mask=None, **more):
+            return super().forward(*args, attention_mask=flat(attention_mask), **more)
+
+    part.__class__ = Flat
+
+
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [(wrapped, "model"), (hooked, "model"), (another_class, "model"), (wrapped, "model.layers.1.self_attn"), (another_class, "model.layers.1.self_attn")],
+)
+def test_a_model_that_had_code_put_on_it_is_measured_itself(change, part):
+    assert check(tiny("llama")).tree_mask == "additive"
+    model = tiny("llama")
+    change(model.get_submodule(part))
+    assert check(model).tree_mask is None
+    assert check(tiny("llama")).tree_mask == "additive"
+
+
+def test_an_adapter_and_what_makes_it_fast_need_no_new_verdict():
+    model = tiny("llama")
+    verdict = check(model)
+    adapted = lora.attach(model, rank=2)
+    assert any("forward" in module.__dict__ for module in adapted.modules())
+    assert check(adapted) is verdict
 
 
 def test_checking_leaves_mode_and_gradients_alone():

@@ -43,11 +43,11 @@ SHARED_OUT = (
 )
 
 
-def launched(launcher, *words, folder=None):
-    """What two processes on CPUs say and leave."""
+def launched(launcher, *words, folder=None, code=0):
+    """What two processes on CPUs say and leave, which end with this code."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run([sys.executable, *launcher, *map(str, words)], capture_output=True, text=True, check=False, env=environment, timeout=600, cwd=folder)
-    assert done.returncode == 0, done.stderr[-5000:]
+    assert done.returncode == code, done.stderr[-5000:]
     return done
 
 
@@ -60,17 +60,36 @@ def left(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def killed(tmp_path_factory):
+    """What the first of two processes says that went on with a training which both were killed in, in the third step."""
+    folder = tmp_path_factory.mktemp("killed")
+    words = (SCRIPT, folder / "out.json", folder, "dpo@killed")
+    died = launched(TORCHRUN, *words, code=1)
+    assert "Signal 9 (SIGKILL)" in died.stderr, died.stderr[-5000:]
+    assert [p.name for p in (folder / "dpo@killed").glob("checkpoint-*")] == ["checkpoint-2"]
+    assert not (folder / "out.json").exists()
+    launched(TORCHRUN, *words)
+    return json.loads((folder / "out.json").read_text())["dpo@killed"]
+
+
+@pytest.fixture(scope="module")
 def two(left):
     """What the first of them says."""
     return json.loads((left / "out.json").read_text())
 
 
 @pytest.fixture(scope="module")
-def parts(tmp_path_factory):
-    """The same with weights that are shared out, by the configuration that the guide gives."""
+def shared_out(tmp_path_factory):
+    """What both say of the same with weights that are shared out, by the configuration that the guide gives."""
     folder = tmp_path_factory.mktemp("parts")
     launched(ACCELERATE, SCRIPT, folder / "out.json", folder, *SHARED_OUT)
-    return json.loads((folder / "out.json").read_text())
+    return [json.loads((folder / name).read_text()) for name in ("out.json", "out.json.1")]
+
+
+@pytest.fixture(scope="module")
+def parts(shared_out):
+    """What the first of them says."""
+    return shared_out[0]
 
 
 def assert_alike(one, other, *, rel=1e-5, weights=2e-5):
@@ -109,6 +128,11 @@ def test_a_training_of_two_processes_resumes_exactly(request, weights):
 
 
 @pytest.mark.slow
+def test_kill_minus_nine_of_both_processes_ends_in_the_weights_of_a_run_that_was_not_killed(two, killed):
+    assert killed == two["dpo"] | {"made": [3, 4, 5]}
+
+
+@pytest.mark.slow
 def test_what_two_processes_began_one_finishes(trainers, left, two):
     assert len(two["dpo@stopped"]["history"]) == 1
     assert_alike(trainers.found(*trainers.go("dpo@stopped", left / "dpo@stopped", again=True)), two["dpo"])
@@ -119,6 +143,18 @@ def test_what_two_processes_began_one_finishes(trainers, left, two):
 def test_weights_that_are_shared_out_train_as_whole_ones_do(trainers, parts, tmp_path, trainer):
     """Adapters and all weights; heads; mismatched pairs; groups over several rows, of which the processes have different numbers."""
     assert_alike(parts[trainer], trainers.found(*trainers.go(trainer, tmp_path)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("trainer", [t for t in SHARED_OUT if t != "rloo"])
+def test_each_process_has_about_half_of_what_is_shared_out(shared_out, two, trainer):
+    first, second = (said[trainer]["shared_out"] for said in shared_out)
+    assert first.keys() == second.keys() == {name for name in shared_out[0][trainer]["weights"] if not name.endswith("head")}
+    for name, (here, whole) in first.items():
+        assert here + second[name][0] == whole == second[name][1]
+    held = [sum(here for here, _ in said.values()) for said in (first, second)]
+    assert min(held) > 0.45 * sum(held) > 0
+    assert two["dpo"]["shared_out"] == {}
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ SCRIPT = Path(__file__).with_name("trainers.py")
 OBJECTIVES = [card.name.partition("/")[2] for card in registry.methods().values() if card.role == "Objective"]
 SPECIAL = [f"{name}@full" for name in ("sft", "dpo", "kto", "reward_model", "awr", "ppo")]
 SPECIAL += ["sft@full@bfloat16", "sft@top", "dpo@top@bfloat16", "dpo@rows", "dpo@online", "rwr@online", "rloo@cost", "ppo@cost", "ppo@cost@full"]
+SPECIAL += ["ppo@shown", "dpo@threads", "sft@full@threads"]
 
 EARLY = (["update", "update"], [])
 """Where a process dies, as nursery.py has it, and the checkpoints that are left: in the second step, and nothing has been saved."""

@@ -4,26 +4,34 @@ python trainers.py OUT FOLDER TRAINER...
 
 A trainer is an objective's name, as in dpo, with what is special about it: sft@full trains all weights, sft@full@bfloat16 weights of that
 type, sft@top an adapter on the upper block alone, dpo@rows cuts groups into several rows, dpo@stopped stops after a step, dpo@again goes on
-after that, dpo@online learns from its own samples, rloo@cost and ppo@cost have a cost to keep below a limit, the second with a critic of it.
+after that, dpo@killed kills itself in the third step if there is no checkpoint, dpo@threads divides steps between two threads, dpo@online learns
+from its own samples, rloo@cost and ppo@cost have a cost to keep below a limit, the second with a critic of it, ppo@shown has demonstrations
+mixed in.
 The first of several processes writes OUT, the others OUT.1, OUT.2, ...
 """
 
 import json
 import os
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from fiducial.core import registry
 from fiducial.core.errors import ConfigError
 from fiducial.core.records import Completion, Group, Prompt, digest, user
 from fiducial.core.roles import Reward
+from fiducial.models import abreast
 from fiducial.models.local import LocalModel
 from fiducial.models.scoring import Engine
 from fiducial.models.scripted import tiny
+from fiducial.training import updates
 from fiducial.training.loop import train
 from fiducial.training.online import learn
 from fiducial.training.online_options import OnlineOptions
@@ -80,9 +88,33 @@ def groups():
     ]
 
 
+def die_in(step):
+    """Kills this process as soon as the optimizer has moved weights so many times."""
+    left = iter(range(step - 1))
+    register_optimizer_step_post_hook(lambda *_: next(left, None) is None and os.kill(os.getpid(), signal.SIGKILL))
+
+
+@contextmanager
+def two_threads() -> Iterator[None]:
+    """Every step of more than one group is divided between two threads."""
+    before = torch.get_num_threads(), abreast.TOKENS_EACH
+    torch.set_num_threads(2)
+    abreast.TOKENS_EACH = 1
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before[0])
+        abreast.TOKENS_EACH = before[1]
+
+
 def go(trainer, folder, *, report=None, again=False):
     """The trained model, and what came of it; 5 steps with a checkpoint after the 2nd, the 4th and the last."""
     name, *special = trainer.split("@")
+    if "threads" in special:
+        with two_threads():
+            return go(trainer.replace("@threads", ""), folder, report=report, again=again)
+    if "killed" in special and not list(folder.glob("checkpoint-*")):
+        die_in(3)
     card = registry.card(f"align/{name}")
     sampled = bool(card.constants.get("on_policy"))
     objective = registry.create(card.name, {"beta": 0.5} if sampled or name in ("dpo", "kto") else {"mean": "token"} if name == "orpo" else {})
@@ -94,7 +126,8 @@ def go(trainer, folder, *, report=None, again=False):
         model.module = model.module.bfloat16()
     if sampled or "online" in special:
         asked = options.model_copy(update={"epochs": 3, "batch": 2})  # the last step has one prompt
-        task = Task(PROMPTS, Mixture.of([Part(Letters())]), Letters() if "cost" in special else None)
+        shown = groups()[:4] if "shown" in special else ()
+        task = Task(PROMPTS, Mixture.of([Part(Letters())]), Letters() if "cost" in special else None, demonstrations=shown)
         online = ONLINE.model_copy(update={"kl_target": 0.5 if sampled else None})
         result = learn(model, task, objective, asked, online, folder=folder, report=report)
     else:
@@ -130,11 +163,31 @@ def warm():
         go("ppo", Path(folder))
 
 
+@contextmanager
+def watched() -> Iterator[dict[str, list[int]]]:
+    """Of every parameter in training that processes share out, how many values are here and how many there are."""
+    init, seen = updates.Trainables.__init__, {}
+
+    def noted(self, *args):
+        init(self, *args)
+        seen.clear()
+        seen.update({name: [self.masters[name].numel(), self.named[name].numel()] for name in self.shared_out})
+
+    updates.Trainables.__init__ = noted
+    try:
+        yield seen
+    finally:
+        updates.Trainables.__init__ = init
+
+
 def main(out, folder, *trainers):
     results = {}
     for trainer in trainers:
         try:
-            results[trainer] = found(*go(trainer, Path(folder) / trainer))
+            steps = []
+            with watched() as shared_out:
+                results[trainer] = found(*go(trainer, Path(folder) / trainer, report=lambda step, *_, steps=steps: steps.append(step)))
+            results[trainer] |= {"shared_out": shared_out} | ({"made": steps} if "@killed" in trainer else {})
         except ConfigError as error:
             results[trainer] = {"refused": error.message}
     rank = int(os.environ.get("RANK", "0"))

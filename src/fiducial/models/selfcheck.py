@@ -2,14 +2,15 @@
 
 Some architectures ignore a tree mask, apply their own window on top, or read distances from row indices, and answer with plausible
 wrong numbers. A small trie is scored in every form and compared with single forward passes of the whole model. The verdict is kept
-for the life of the process per class, configuration, attention implementation, dtype, device and size of the weights: of weights as
-small as a random start has them, some layers say so little that a wrong mask does not show.
+for the life of the process per classes of the parts, configuration, attention implementation, dtype, device and size of the weights, with
+adapters or without: of weights as small as a random start has them, some layers say so little that a wrong mask does not show. One on a
+model that had code put on it holds for that model alone, and is not kept.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from fiducial.core.errors import ModelError
+from fiducial.models import adapters
 from fiducial.models.forest import Paths, Row
 from fiducial.models.head import logsumexp, module_logprobs
 from fiducial.models.passes import Anatomy, Mask, Wanted, anatomy, run
@@ -37,6 +39,8 @@ SHARE_OF_A_TOKEN = 0.1
 """The floor is at most this share of what another token of the prompt changes: right masks were below 0.03 of it, in 16 bits."""
 LOOKED_AT = 256
 """Values of each matrix that tell its size."""
+MASKLESS = ("torch", "peft")
+"""Packages whose layers see no attention mask, so that an adapter needs no verdict of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +65,7 @@ class Verdict:
     """Form -> difference from single forward passes, nats per token, or the error it raised."""
 
 
-_verdicts: dict[tuple[str, ...], Verdict] = {}
+_verdicts: dict[tuple[Hashable, ...], Verdict] = {}
 
 
 def check(module: nn.Module) -> Verdict:
@@ -73,20 +77,19 @@ def check(module: nn.Module) -> Verdict:
     one branch changes another's numbers by less than a third of the tolerance.
     """
     part = anatomy(module)
+    if _changed(part):
+        return _found(module, part)
     key = (
-        type(part.causal).__qualname__,
+        type(part.causal),
+        frozenset(kind for kind in set(map(type, part.causal.modules())) if kind.__module__.partition(".")[0] not in MASKLESS),
         sha256(part.causal.config.to_json_string(use_diff=False).encode()).hexdigest(),
         part.attention,
-        str(part.dtype),
+        part.dtype,
         part.device.type,
         _sizes(part),
     )
     if key not in _verdicts:
-        # the verdict is on the model, and stays: not on what happens to be switched on around the first call
-        with torch.no_grad(), _evaluation(module), torch.autocast(part.device.type, enabled=False):
-            _verdicts[key] = _measure(part)
-        if _verdicts[key].tree_mask is None:
-            log.warning("%s is scored without shared rows: %s", type(part.causal).__name__, _verdicts[key].reason)
+        _verdicts[key] = _found(module, part)
     return _verdicts[key]
 
 
@@ -98,6 +101,26 @@ def _sizes(part: Anatomy) -> str:
             values = weights.detach().reshape(-1)
             looked.append(values[:: max(1, len(values) // LOOKED_AT)].float().square().mean().sqrt().log2().round().to(part.device))
     return " ".join(map(str, torch.stack(looked).tolist())) if looked else ""
+
+
+def _changed(part: Anatomy) -> bool:
+    """Whether something was put on this model that models of its class do not have: a forward pass of its own in any part, or hooks on the whole.
+
+    Hooks on blocks and below are taken to leave masks alone, as steering does; the passes that this package gives to adapters do.
+    """
+    if any(module._forward_hooks or module._forward_pre_hooks for module in (part.causal, part.backbone)):
+        return True
+    own = (module.__dict__["forward"] for module in part.causal.modules() if "forward" in module.__dict__)
+    return any(getattr(getattr(forward, "__func__", forward), "__module__", None) != adapters.__name__ for forward in own)
+
+
+def _found(module: nn.Module, part: Anatomy) -> Verdict:
+    # the verdict is on the model, and stays: not on what happens to be switched on around the first call
+    with torch.no_grad(), _evaluation(module), torch.autocast(part.device.type, enabled=False):
+        verdict = _measure(part)
+    if verdict.tree_mask is None:
+        log.warning("%s is scored without shared rows: %s", type(part.causal).__name__, verdict.reason)
+    return verdict
 
 
 @contextmanager
