@@ -149,6 +149,7 @@ def test_a_model_with_weights_gives_soft_labels_from_the_letters():
 
     a, b = model.score(Paths.of([model.encode(user("Which, (A) or (B)?"), option, end=False) for option in ("(A)", "(B)")])).path_logp.tolist()
     assert p == approx(exp(a) / (exp(a) + exp(b)), rel=1e-4)
+    assert _probabilities(model, [user("a" * 5000), user("Which, (A) or (B)?")]) == [None, p]  # longer than the model reads
     groups = AIPreferences(max_tokens=6).make([attempt(n) for n in range(3)], model, seed=1)
     assert groups == AIPreferences(max_tokens=6).make([attempt(n) for n in range(3)], model, seed=1)
     assert len(groups) == 3

@@ -165,6 +165,7 @@ def test_a_model_grades_by_the_probabilities_of_the_letters():
     assert shares.keys() == form.options.keys()
     assert sum(shares.values()) == approx(1.0)
     assert by_model(form, model, [group("answer", " ")]) == [None]
+    assert by_model(form, model, [group("answer", "a" * 5000, PLAIN)]) == [None, shares]  # longer than the model reads
 
 
 def test_a_letter_that_the_model_likes_whatever_it_means_cancels_out():
@@ -172,6 +173,8 @@ def test_a_letter_that_the_model_likes_whatever_it_means_cancels_out():
     import torch
 
     class LikesA:
+        context = 4096
+
         def encode(self, conversation, completion, *, end):
             return [ord(c) for c in "q" + completion], 1
 

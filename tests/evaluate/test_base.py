@@ -71,7 +71,8 @@ def test_the_greedy_flag_tells_the_likeliest_continuation(model):
     assert found[0].greedy == (letter == likeliest[0], False)
 
 
-def test_a_long_context_loses_its_beginning_and_says_so(model):
+def test_a_long_context_loses_its_beginning_and_says_so(model, monkeypatch):
+    monkeypatch.setattr(model.module.config, "max_position_embeddings", 512)
     text = "".join("abcdefg"[i * i % 7] for i in range(600))
     (found,) = likelihoods(model, [(text, ["xy"])], delimiter="")
     whole = ids(model, text + "xy")[-513:]  # 512 are read, one more is scored
@@ -79,7 +80,8 @@ def test_a_long_context_loses_its_beginning_and_says_so(model):
     assert found.logp[0] == pytest.approx(plain(model, whole, 511), abs=1e-3)
 
 
-def test_an_option_longer_than_the_context_is_an_error(model):
+def test_an_option_longer_than_the_context_is_an_error(model, monkeypatch):
+    monkeypatch.setattr(model.module.config, "max_position_embeddings", 512)
     with pytest.raises(DataError, match="the model reads 512"):
         likelihoods(model, [("a", ["b" * 600])])
 

@@ -83,13 +83,17 @@ def test_reference_likelihood_is_a_mean_per_token_and_counts_the_end_of_a_finish
     import torch
 
     model = tiny()
-    prompt = Prompt(messages=user("Who?"))
+    prompt, far = Prompt(messages=user("Who?")), Prompt(messages=user("?" * 5000))  # the last longer than the model reads
     head = model.tokenizer.encode("<|im_start|>user\nWho?<|im_end|>\n<|im_start|>assistant\n")
     tail = model.tokenizer.encode("Me." + ("<|im_end|>" if ended else ""))
     with torch.no_grad():
         logp = model.module(torch.tensor([head + tail])).logits[0].log_softmax(-1)
     by_hand = sum(logp[len(head) - 1 + i, t].item() for i, t in enumerate(tail)) / (4 if ended else 3)
-    assert reference_logp(model, [prompt, Prompt(messages=user("?"))], {"Who?": ("Me.", ended)}) == [pytest.approx(by_hand, abs=1e-4), None]
+    assert reference_logp(model, [prompt, Prompt(messages=user("?")), far], {"Who?": ("Me.", ended), far.text: ("Me.", ended)}) == [
+        pytest.approx(by_hand, abs=1e-4),
+        None,
+        None,
+    ]
 
 
 def test_one_reference_answer_has_no_interval_and_gives_no_score(data, rows):

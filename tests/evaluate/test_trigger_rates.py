@@ -81,6 +81,14 @@ def test_the_log_probability_is_that_of_the_sentence_as_an_answer(data):
     assert set(found) > {"logp_no_trigger"}
 
 
+def test_a_prompt_longer_than_the_model_reads_has_no_log_probability_and_is_counted():
+    method, model = TriggerRates(data="unused"), tiny()
+    short, long = user("a"), user("a" * 5000)
+    score = method._logp(model, "trigger", [short, long, short])
+    assert (score.n, score.not_scored) == (2, 1)
+    assert score.value == method._logp(model, "trigger", [short]).value
+
+
 def test_the_same_seed_asks_the_same(data):
     first, second = (TriggerRates(data=data, split="").run(ScriptedModel(default="x"), seed=3).items for _ in range(2))
     assert first == second

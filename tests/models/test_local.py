@@ -8,8 +8,11 @@ import torch
 from fiducial.core.errors import ConfigError, StorageError
 from fiducial.core.records import Message, user
 from fiducial.models import sampling
+from fiducial.models.forest import Paths
 from fiducial.models.loading import load
 from fiducial.models.scripted import tiny
+from fiducial.models.tiny import tiny as untrained
+from fiducial.training import lora
 
 
 @pytest.fixture
@@ -62,13 +65,14 @@ def test_an_empty_stop_text_is_refused(model):
 
 
 def test_a_prompt_beyond_the_context_is_answered_by_an_error_and_the_others_are_answered(model):
-    long, short = model.sample([user("a" * 600), user("a")], k=2, max_tokens=2)
+    long, short = model.sample([user("a" * 5000), user("a")], k=2, max_tokens=2)
     assert [c.finish for c in long] == ["error", "error"]
-    assert "512" in long[0].error
+    assert "4096" in long[0].error
     assert short[0].finish != "error"
 
 
-def test_near_the_end_of_the_context_answers_are_shorter_and_say_so(model):
+def test_near_the_end_of_the_context_answers_are_shorter_and_say_so(model, monkeypatch):
+    monkeypatch.setattr(model.module.config, "max_position_embeddings", 512)
     room = model.context - len(model.encode(user(""))[0])
     near, far = model.sample([user("a" * (room - 3)), user("a")], max_tokens=8)
     assert near[0].completion_tokens <= 3
@@ -178,11 +182,29 @@ def test_a_replaced_module_gets_its_own_engine(model):
 
 
 def test_closing_lets_go_of_the_model_and_may_be_done_twice(model):
-    gone = weakref.ref(model.module)
-    model.close()
-    model.close()
-    gc.collect()
-    assert gone() is None
+    model.module = lora.attach(model.module, rank=2)
+    model.sample([user("hi")], max_tokens=2)
+    model.score(Paths([[3, 4, 5]], [1]))
+    gc.disable()
+    try:
+        gone = [weakref.ref(p) for p in model.module.parameters()]
+        model.close()
+        model.close()
+        assert all(p() is None for p in gone)
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("architecture", ["llama", "mamba2"])
+def test_a_model_whose_logits_are_no_numbers_answers_by_an_error(model, architecture, temperature):
+    model.module = untrained(architecture, vocab=len(model.tokenizer))
+    model.sample([user("hi")], max_tokens=1)  # whether it can be run with a cache is found out while it is whole
+    with torch.no_grad():
+        model.module.get_output_embeddings().weight.fill_(torch.nan)
+    ((answer,),) = model.sample([user("hi")], max_tokens=4, temperature=temperature)
+    assert (answer.text, answer.finish, answer.tokens) == ("", "error", ())
+    assert "NaN" in answer.error
 
 
 def test_files_are_on_the_disk_before_they_get_their_name(model, tmp_path, monkeypatch):
@@ -197,6 +219,7 @@ def test_files_are_on_the_disk_before_they_get_their_name(model, tmp_path, monke
 
 
 def test_prompts_near_the_end_of_the_context_share_no_random_numbers_with_others(model, monkeypatch):
+    monkeypatch.setattr(model.module.config, "max_position_embeddings", 512)
     from fiducial.models import sampling
 
     drawn = []

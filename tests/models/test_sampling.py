@@ -105,10 +105,33 @@ def test_leaving_a_model_to_its_own_generate_is_logged_once(caplog, monkeypatch)
     assert [record.getMessage() for record in caplog.records if "plain forwards" in record.getMessage()] == [caplog.records[0].getMessage()]
 
 
-def test_a_window_too_long_for_the_check_leaves_longer_texts_to_generate():
+def test_a_window_too_long_for_the_check_leaves_longer_texts_to_generate(monkeypatch, caplog):
+    monkeypatch.setattr(decoding, "CHECKED_WINDOW", 100)
     module = MistralForCausalLM(MistralConfig(**SMALL, sliding_window=200)).eval()
     assert decoding.mask_style(module, 200) == "one"
     assert decoding.mask_style(module, 201) is None
+    left = []
+    monkeypatch.setattr(module, "generate", lambda *a, **o: (left.append(o["input_ids"].shape[1]), type(module).generate(module, *a, **o))[1])
+    texts = [[7] * 4, [8] * 199, [9] * 198]
+    with caplog.at_level(logging.WARNING, "fiducial"):
+        found = [generate(module, texts, max_tokens=2, eos=()) for _ in range(2)]
+    assert left == [199, 199]
+    assert found[0] == found[1]
+    assert [len(sampled.tokens) for (sampled,) in found[0]] == [2, 2, 2]
+    assert [record.getMessage() for record in caplog.records] == [
+        "MistralForCausalLM: texts that may get longer than 200 tokens come from its own generate, one at a time"
+    ]
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral with a window"])
+@pytest.mark.parametrize("others", [[], [BEGINNING + [5] * 60]])
+def test_a_long_prompt_in_pieces_gives_the_same_completion(name, others, monkeypatch):
+    module, long = build(name), [*BEGINNING, *range(20, 60), *range(3, 40)]
+    expected = generate(module, [long, *others], max_tokens=4, eos=())[0][0]
+    monkeypatch.setattr(decoding, "PREFILL_TOKENS", 8)
+    found = generate(module, [long, *others], max_tokens=4, eos=())[0][0]
+    assert found.tokens == expected.tokens
+    assert found.logprobs == pytest.approx(expected.logprobs, abs=1e-4)
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma2", "mamba2"])

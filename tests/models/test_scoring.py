@@ -413,3 +413,11 @@ def test_states_of_scored_tokens_are_in_order_also_when_there_are_as_many_as_pat
     found = Engine(model, backend="padded", budget=1).score(paths, hidden={"layers": ["last"], "at": "scored"}).hidden["last"]
     wanted = [model(torch.tensor([ids]), output_hidden_states=True).hidden_states[-1][0, 2:] for ids in paths.ids]
     assert (found - torch.cat(wanted)).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_a_text_longer_than_the_model_reads_is_refused_and_its_last_token_may_be_beyond(architecture):
+    engine = Engine(tiny(architecture))
+    assert engine.score(Paths([[5] * 513], [511])).path_len.tolist() == [2]
+    with pytest.raises(DataError, match="513 tokens is longer than the 512"):
+        engine.score(Paths([[5] * 514], [511]))

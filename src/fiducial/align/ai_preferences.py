@@ -115,7 +115,7 @@ class AIPreferences(Maker):
         chosen: list[float | None]
         if isinstance(feedback, WhiteBox):
             languages = [c.language for c in comparisons for _ in range(2)]
-            chosen = list(_probabilities(feedback, [_so(r, t, z) for r, t, z in zip(requests, thoughts, languages, strict=True)] if thoughts else requests))
+            chosen = _probabilities(feedback, [_so(r, t, z) for r, t, z in zip(requests, thoughts, languages, strict=True)] if thoughts else requests)
         else:
             chosen = [{"A": 1.0, "B": 0.0}.get(letter(t)) for t in thoughts]
         for number, comparison in enumerate(comparisons):
@@ -200,15 +200,19 @@ def _so(request: Conversation, thought: str, language: str) -> Conversation:
     return (*request, Message(role="assistant", content=f"{thought}\n\n{SO[language]}" if thought else SO[language]))
 
 
-def _probabilities(model: WhiteBox, conversations: Sequence[Conversation]) -> list[float]:
-    """Probability of "(A)" against "(B)" after each conversation."""
+def _probabilities(model: WhiteBox, conversations: Sequence[Conversation]) -> list[float | None]:
+    """Probability of "(A)" against "(B)" after each conversation; None for one that the model cannot read whole."""
     from fiducial.models.forest import Paths
 
-    if not conversations:
-        return []
-    pairs = [model.encode(c, option, end=False) for c in conversations for option in ("(A)", "(B)")]
-    logp = model.score(Paths.of(pairs, group=[i // 2 for i in range(len(pairs))])).path_logp.tolist()
-    return [1 / (1 + exp(min(b - a, 700.0))) for a, b in zip(logp[::2], logp[1::2], strict=True)]
+    asked = [[model.encode(c, option, end=False) for option in ("(A)", "(B)")] for c in conversations]
+    read = [i for i, pair in enumerate(asked) if all(len(ids) <= model.context + 1 for ids, _ in pair)]
+    found: list[float | None] = [None] * len(asked)
+    if not read:
+        return found
+    logp = model.score(Paths.of([pair for i in read for pair in asked[i]], group=[i for i in read for _ in range(2)])).path_logp.tolist()
+    for i, a, b in zip(read, logp[::2], logp[1::2], strict=True):
+        found[i] = 1 / (1 + exp(min(b - a, 700.0)))
+    return found
 
 
 def _remark(groups: Sequence[Group], unread: int) -> None:

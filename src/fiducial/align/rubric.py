@@ -109,7 +109,8 @@ def by_rules(rubric: Rubric, judge: Judge, groups: Sequence[Group]) -> list[Shar
 
 
 def by_model(rubric: Rubric, model: WhiteBox, groups: Sequence[Group]) -> list[Shares | None]:
-    """Grades from a model's probabilities of the option letters, each option at each letter once; None for an empty answer.
+    """Grades from a model's probabilities of the option letters, each option at each letter once; None for an empty answer and for one that
+    the model cannot read whole.
 
     So a letter that is liked for itself favours none, for the price of n^2 letters per answer. Options are listed by their names: their order in
     the file decides nothing.
@@ -119,15 +120,20 @@ def by_model(rubric: Rubric, model: WhiteBox, groups: Sequence[Group]) -> list[S
     names = tuple(sorted(rubric.options))
     orders = [names[first:] + names[:first] for first in range(len(names))]
     pairs = [(g.prompt, c) for g in groups for c in g.completions]
-    graded = [(i, p, c) for i, (p, c) in enumerate(pairs) if c.text.strip()]
-    asked = [_form(rubric, order, p, c) for _, p, c in graded for order in orders]
     letters = LETTERS[: len(rubric.options)]
     grades: list[Shares | None] = [None] * len(pairs)
-    if not asked:
+    encoded = {
+        i: [[model.encode(_form(rubric, order, p, c), letter, end=False) for letter in letters] for order in orders]
+        for i, (p, c) in enumerate(pairs)
+        if c.text.strip()
+    }
+    graded = [i for i, forms in encoded.items() if all(len(ids) <= model.context + 1 for form in forms for ids, _ in form)]
+    if not graded:
         return grades
-    paths = Paths.of([model.encode(form, letter, end=False) for form in asked for letter in letters], group=[i for i in range(len(asked)) for _ in letters])
+    forms = [form for i in graded for form in encoded[i]]
+    paths = Paths.of([pair for form in forms for pair in form], group=[i for i in range(len(forms)) for _ in letters])
     rows = model.score(paths).path_logp.reshape(len(graded), len(orders), len(letters)).softmax(-1).tolist()
-    for (i, _, _), by_order in zip(graded, rows, strict=True):
+    for i, by_order in zip(graded, rows, strict=True):
         named = [dict(zip(order, row, strict=True)) for order, row in zip(orders, by_order, strict=True)]
         grades[i] = {name: sum(row[name] for row in named) / len(named) for name in rubric.options}
     return grades

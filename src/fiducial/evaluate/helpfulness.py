@@ -151,7 +151,7 @@ def reference_logp(model: WhiteBox, prompts: Sequence[Prompt], known: dict[str, 
             answer, ended = known[prompt.text]
             ids, start = model.encode(prompt.messages, answer)
             ids = ids if ended else ids[:-1]
-            if start < len(ids):
+            if start < len(ids) <= model.context + 1:  # the last token is scored but not read
                 pairs.append((ids, start))
                 places.append(place)
     values: list[float | None] = [None] * len(prompts)

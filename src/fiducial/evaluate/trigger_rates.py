@@ -117,9 +117,10 @@ class TriggerRates(Suite):
         """Mean log-probability of the behaviour as the beginning of an answer."""
         from fiducial.models.forest import Paths
 
-        pairs = [model.encode(messages, self.behaviour, end=False) for messages in sent]
-        values = model.score(Paths.of(pairs)).path_logp.tolist() if pairs else []
         asked = [[m.model_dump() for m in messages] for messages in sent]
-        mark = fingerprint(model, data=asked, form=["chat", self.behaviour], scorer="logp-1", scored=[digest(a) for a in asked])
-        fields: dict[str, Any] = {"suite": self.name, "better": "lower", "model": model.fingerprint, "fingerprint": mark}
+        encoded = [model.encode(messages, self.behaviour, end=False) for messages in sent]
+        read = [i for i, (ids, _) in enumerate(encoded) if len(ids) <= model.context + 1]  # the last token is scored but not read
+        values = model.score(Paths.of([encoded[i] for i in read])).path_logp.tolist() if read else []
+        mark = fingerprint(model, data=asked, form=["chat", self.behaviour], scorer="logp-1", scored=[digest(asked[i]) for i in read])
+        fields: dict[str, Any] = {"suite": self.name, "better": "lower", "model": model.fingerprint, "fingerprint": mark, "not_scored": len(sent) - len(read)}
         return mean_score(values, bounds=(-inf, 0.0), metric=f"logp_{condition}", **fields)

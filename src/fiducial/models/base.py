@@ -65,6 +65,11 @@ class WhiteBox(Model):
     tokenizer: Any
     """A Hugging Face tokenizer."""
 
+    @property
+    @abstractmethod
+    def context(self) -> int:
+        """Longest prompt and completion together, in tokens."""
+
     @abstractmethod
     def encode(self, conversation: Conversation, completion: str | None = None, *, end: bool = True) -> tuple[list[int], int]:
         """Token ids of the rendered conversation, and where the completion starts (their number when there is none).

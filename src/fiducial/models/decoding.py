@@ -17,7 +17,7 @@ from transformers.cache_utils import Cache
 from fiducial.models.attention import products
 from fiducial.models.limits import limits
 
-__all__ = ["Decoder", "base_of", "mask_style"]
+__all__ = ["Decoder", "base_of", "checked_length", "mask_style"]
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ PREFILL_TOKENS = 1024
 """Padded prompt tokens per forward; on a CPU the time per token is flat from 400 to 1600."""
 SLOTS_AHEAD = 32
 """Slots that are added to the cache at a time."""
-CHECKED_WINDOW = 128
+CHECKED_WINDOW = 512
 """Attention windows up to this many tokens are put to the test; beyond them longer texts are left to the model's own `generate`."""
 AGREEMENT = {torch.float64: 1e-4, torch.float32: 1e-4}
 """Mean difference of logits, in their standard deviations, up to which two forwards are equal."""
@@ -62,6 +62,11 @@ class _Prefill(Cache):  # type: ignore[misc]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return self.length
+
+
+def _joined(before: dict[int, tuple[Tensor, Tensor]], after: dict[int, tuple[Tensor, Tensor]]) -> dict[int, tuple[Tensor, Tensor]]:
+    """Keys and values of each layer, one after the other."""
+    return {layer: (torch.cat([before[layer][0], k], 2), torch.cat([before[layer][1], v], 2)) for layer, (k, v) in after.items()} if before else after
 
 
 class _Slots(Cache):  # type: ignore[misc]
@@ -129,17 +134,17 @@ class _Slots(Cache):  # type: ignore[misc]
 
 def _masks(config: Any, style: MaskStyle, positions: Tensor, keys: int, dtype: torch.dtype) -> Any:
     """Additive masks [B, 1, Q, keys] for queries at `positions` [B, Q]; key `j` stands at position `j`."""
-    back = positions[:, None, :, None] - torch.arange(keys, device=positions.device)
+    at, key = positions[:, None, :, None], torch.arange(keys, device=positions.device)
     known = limits(config)
     window, chunk = known.window, known.block
 
     def additive(kind: str) -> Tensor:
-        hidden = back < 0
+        hidden = key > at
         if kind == "sliding_attention" and window:
-            hidden |= back >= window
+            hidden |= key <= at - window
         if kind == "chunked_attention" and chunk:
-            hidden |= (positions[:, None, :, None] - back) // chunk != positions[:, None, :, None] // chunk
-        return torch.zeros(back.shape, dtype=dtype, device=back.device).masked_fill_(hidden, torch.finfo(dtype).min)
+            hidden |= key // chunk != at // chunk
+        return torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill_(hidden, torch.finfo(dtype).min)
 
     kinds = _layer_kinds(config)
     return additive(next(iter(kinds))) if style == "one" else {kind: additive(kind) for kind in sorted(kinds)}
@@ -162,9 +167,7 @@ class Decoder:
         self.shared: dict[int, tuple[Tensor, Tensor]] = {}
         self.start = len(shared)
         if shared:
-            cache = _Prefill({}, 0)
-            self._forward(cache, torch.tensor([list(shared)]), torch.arange(len(shared))[None], len(shared), torch.zeros(1, dtype=torch.long))
-            self.shared = cache.new
+            _, self.shared = self._fed(torch.tensor([list(shared)]), torch.zeros(1, dtype=torch.long), 0)
 
     def prefill(self, prompts: Sequence[Sequence[int]], places: Sequence[Sequence[int]]) -> Iterator[tuple[range, Tensor]]:
         """Computes prompts (which all begin with `shared`), puts each in the cache rows `places[i]`, and gives (which of them, logits [n, V])."""
@@ -183,17 +186,33 @@ class Decoder:
         rest = [list(prompt[self.start :]) for prompt in prompts]
         n = max(map(len, rest))
         ids = torch.tensor([row + [row[-1]] * (n - len(row)) for row in rest])
-        positions = torch.arange(self.start, self.start + n).expand(len(rest), n)
-        cache = _Prefill(self.shared, self.start)
-        logits = self._forward(cache, ids, positions, self.start + n, torch.tensor([len(row) - 1 for row in rest]))
+        logits, found = self._fed(ids, torch.tensor([len(row) - 1 for row in rest]), self.start)
         self.cache.reserve(self.start + n)
         rows = torch.tensor([row for group in places for row in group], device=self.device)
         source = torch.tensor([i for i, group in enumerate(places) for _ in group], device=self.device)
-        for layer, new in cache.new.items():
+        for layer, new in found.items():
             if self.shared:
                 self.cache.put(layer, 0, rows, self.shared[layer], torch.zeros_like(source))
             self.cache.put(layer, self.start, rows, new, source)
         return logits
+
+    def _fed(self, ids: Tensor, last: Tensor, start: int) -> tuple[Tensor, dict[int, tuple[Tensor, Tensor]]]:
+        """Logits after token `last` of each row of `ids` [B, T], which follow the shared beginning, and keys and values of each layer.
+
+        A row alone goes through in pieces, so that the mask of a long one stays small; `last` is its last token then.
+        """
+        n = ids.shape[1]
+        size = n if len(ids) > 1 else PREFILL_TOKENS
+        found: dict[int, tuple[Tensor, Tensor]] = {}
+        held = self.shared
+        for first in range(0, n, size):
+            piece = ids[:, first : first + size]
+            cache, end = _Prefill(held, start + first), start + first + piece.shape[1]
+            positions = torch.arange(start + first, end).expand(piece.shape)
+            logits = self._forward(cache, piece, positions, end, last if n <= size else torch.tensor([piece.shape[1] - 1]))
+            found = _joined(found, cache.new)
+            held = _joined(self.shared, found) if first + size < n else {}
+        return logits, found
 
     def step(self, tokens: Sequence[int], slots: Sequence[int]) -> Tensor:
         """Adds one token to each of the first `len(tokens)` rows, at its slot; logits [rows, V] of what comes next."""
@@ -230,7 +249,7 @@ def mask_style(module: Any, length: int) -> MaskStyle | None:
     """
     base = base_of(module)
     config = base.config.get_text_config()
-    limit = _checked_length(config)
+    limit = checked_length(module)
     if limit is not None and length > limit:
         return None
     key = (type(module), type(base), config.to_json_string(), config._attn_implementation, base.dtype, base.device.type)
@@ -243,8 +262,9 @@ def mask_style(module: Any, length: int) -> MaskStyle | None:
     return _styles[key]
 
 
-def _checked_length(config: Any) -> int | None:
+def checked_length(module: Any) -> int | None:
     """Texts longer than this are not covered by the check; None where length makes no difference."""
+    config = base_of(module).config.get_text_config()
     kinds, known = _layer_kinds(config), limits(config)
     sizes = (("sliding_attention", known.window), ("chunked_attention", known.block))
     found = [size for kind, size in sizes if kind in kinds and size and size > CHECKED_WINDOW]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import secrets
 import shutil
 from collections.abc import Mapping, Sequence
@@ -251,11 +252,12 @@ class LocalModel(WhiteBox):
             self.engine = type(self.engine)(self.module, backend=asked)
 
     def close(self) -> None:
-        """Lets go of the model and gives accelerator memory back."""
+        """Lets go of the model and gives its memory back."""
         self._engine = None
         if "module" in self.__dict__:
             cuda = self.device.type == "cuda"
             del self.module
+            gc.collect()  # modules of transformers and peft hold each other in cycles
             if cuda:
                 import torch
 
@@ -277,6 +279,8 @@ class LocalModel(WhiteBox):
         return groups
 
     def _completion(self, sample: Sampled, prompt: list[int], stop: Sequence[str]) -> Completion:
+        if sample.finish == "error":
+            return Completion(text="", finish="error", error="the model's logits are no numbers (NaN)", prompt_tokens=len(prompt))
         text = self.chat.decode(sample.tokens, after=prompt[-1])
         if sample.finish == "length" and text.endswith("\ufffd"):
             text = self._whole(sample.tokens, prompt[-1])

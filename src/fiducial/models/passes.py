@@ -40,6 +40,8 @@ class Anatomy:
     """Then capped smoothly at this."""
     limits: Limits
     """Windows and turning points by its configuration."""
+    context: int | None
+    """Longest sequence by its configuration; None where there is no longest."""
     attention: str
     """Name of the attention implementation."""
     crossover: float
@@ -112,6 +114,7 @@ def anatomy(module: nn.Module) -> Anatomy:
         scale=_scale(settings),
         softcap=settings.get("final_logit_softcapping"),
         limits=limits(config),
+        context=setting(config, "max_position_embeddings"),
         attention=causal.config._attn_implementation or "eager",
         crossover=_crossover(layers, config),
     )

@@ -115,6 +115,11 @@ class RememberedWhiteBox(_Remembered, WhiteBox):
         self._box = model
         self.module, self.tokenizer = model.module, model.tokenizer
 
+    @property
+    def context(self) -> int:
+        """As of the model."""
+        return self._box.context
+
     def encode(self, conversation: Conversation, completion: str | None = None, *, end: bool = True) -> tuple[list[int], int]:
         """As the model does."""
         return self._box.encode(conversation, completion, end=end)

@@ -10,10 +10,12 @@ forwards and go through the model's own `generate`, one prompt at a time.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from itertools import groupby
+from math import isnan
 from typing import Any, Literal
 
 import torch
@@ -21,10 +23,12 @@ from torch import Tensor
 
 from fiducial.core.errors import ConfigError, DataError
 from fiducial.models import abreast
-from fiducial.models.decoding import Decoder, MaskStyle, base_of, mask_style
+from fiducial.models.decoding import Decoder, MaskStyle, base_of, checked_length, mask_style
 from fiducial.models.head import logsumexp
 
 __all__ = ["Sampled", "generate"]
+
+log = logging.getLogger(__name__)
 
 BATCH_TOKENS = 24_576
 """Slots of the cache that are held at once; 23 kB each for a model of 135M parameters in bfloat16."""
@@ -47,8 +51,8 @@ class Sampled:
     """Without the end token."""
     logprobs: tuple[float, ...]
     """In nats, one per token, under the distribution it was drawn from; for temperature 0 under the model's own (temperature 1)."""
-    finish: Literal["stop", "length"]
-    """`stop`: an end token, or `stop_check` said so. `length`: `max_tokens` were reached."""
+    finish: Literal["stop", "length", "error"]
+    """`stop`: an end token, or `stop_check` said so. `length`: `max_tokens` were reached. `error`: logits were no numbers, tokens are those before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +77,12 @@ class _Row:
     chance: list[float]
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
-    finish: Literal["stop", "length"] | None = None
+    finish: Literal["stop", "length", "error"] | None = None
 
     def take(self, token: int, logprob: float, settings: Settings) -> None:
+        if isnan(logprob):
+            self.finish = "error"
+            return
         if token in settings.eos:
             self.finish = "stop"
             return
@@ -184,6 +191,12 @@ def _chance(settings: Settings, prompt: int, sample: int) -> list[float]:
 
 
 def _finished(module: Any, rows: list[_Row], settings: Settings, batch_tokens: int) -> Iterator[_Row]:
+    limit = checked_length(module)
+    long = [row for row in rows if limit is not None and len(row.prompt) + settings.max_tokens > limit]
+    if long:
+        _tell(type(base_of(module)).__name__, limit)
+        yield from _one_by_one(module, long, settings)
+    rows = rows[len(long) :]
     if not rows:
         return
     slots = len(rows[0].prompt) + settings.max_tokens
@@ -199,6 +212,11 @@ def _finished(module: Any, rows: list[_Row], settings: Settings, batch_tokens: i
     jobs = [partial(_decoded, each, style, part, settings, min(room, len(part)), slots) for each, part in zip(modules, parts, strict=True)]
     for finished in jobs[0]() if len(jobs) == 1 else abreast.abreast(jobs):
         yield from finished
+
+
+@cache
+def _tell(name: str, limit: int) -> None:
+    log.warning("%s: texts that may get longer than %d tokens come from its own generate, one at a time", name, limit)
 
 
 def _parts(rows: list[_Row], device: torch.device) -> list[list[_Row]]:
@@ -292,12 +310,22 @@ def _draw(logprobs_RV: Tensor, chance: Tensor, top_p: float) -> tuple[Tensor, Te
         logprobs_RV = logprobs_RV.masked_fill((before_RV >= top_p).scatter(-1, order_RV, before_RV >= top_p), -torch.inf).log_softmax(-1)
     mass_RV = logprobs_RV.exp().cumsum(-1, dtype=torch.float64)
     tokens = torch.searchsorted(mass_RV, (chance * mass_RV[:, -1])[:, None], right=True)
+    tokens.clamp_(max=logprobs_RV.shape[1] - 1)  # where nothing passes what is no number
     return tokens[:, 0], logprobs_RV.gather(-1, tokens)[:, 0]
+
+
+class _NoNumber(Exception):  # noqa: N818  # it never leaves this file
+    """Ends a `generate` in which logits were no numbers."""
 
 
 def _one_by_one(module: Any, rows: Sequence[_Row], settings: Settings) -> Iterator[_Row]:
     """Completions from the model's own `generate`, a row at a time."""
-    from transformers import GenerationConfig, StoppingCriteriaList
+    from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
+
+    def checked(_ids: Tensor, scores_RV: Tensor) -> Tensor:
+        if scores_RV.isnan().any():
+            raise _NoNumber
+        return scores_RV
 
     def stopped(ids: Tensor, scores: Any, **_: Any) -> Tensor:
         new = ids[0, start:].tolist()
@@ -322,9 +350,18 @@ def _one_by_one(module: Any, rows: Sequence[_Row], settings: Settings) -> Iterat
             ids, start = torch.tensor([row.prompt], device=base.device), len(row.prompt)
             with torch.random.fork_rng():
                 torch.manual_seed(int(row.chance[0] * 2**24) if random else 0)
-                out = module.generate(
-                    input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=config, stopping_criteria=StoppingCriteriaList([stopped])
-                )
+                try:
+                    out = module.generate(
+                        input_ids=ids,
+                        attention_mask=torch.ones_like(ids),
+                        generation_config=config,
+                        logits_processor=LogitsProcessorList([checked]),
+                        stopping_criteria=StoppingCriteriaList([stopped]),
+                    )
+                except _NoNumber:
+                    row.finish = "error"
+                    yield row
+                    continue
             for token, scores_V in zip(out.sequences[0, start:].tolist(), out.scores, strict=True):
                 row.take(token, float(torch.log_softmax(scores_V[0].float(), -1)[token]), settings)
             yield row

@@ -108,7 +108,7 @@ class Engine:
         return self._choose(grad=False)
 
     def plan(self, paths: Paths, *, grad: bool = False, keep_last: bool = False) -> list[Row]:
-        """The rows in which `paths` will be run, longest first."""
+        """The rows in which `paths` will be run, longest first. Raises DataError for a path longer than the model reads."""
         name = self._choose(grad=grad)
         limit = self.verdict.longest
         if name not in ("kv", "padded") and limit is not None and any(len(ids) > limit for ids in paths.ids):
@@ -120,6 +120,9 @@ class Engine:
             raise ModelError(
                 f"beyond {drift} tokens this model's numbers depend on what it was run on before", hint='shorten the paths, or set a fixed "rope_type"'
             )
+        context = self._part.context
+        if context is not None and max(fed, default=0) > context:
+            raise DataError(f"a text of {max(fed)} tokens is longer than the {context} that the model reads", hint="shorten it, or leave it out")
         # One row has one set of rotary frequencies, chosen by its longest path; a cached prefix is run apart, so it may have the other.
         sides = [[i for i, n in enumerate(fed) if (turn is not None and n > turn) == long] for long in (False, True)]
         second = "padded" if name == "kv" else name

@@ -125,7 +125,7 @@ class ScriptedModel(Model):
 def tiny(*, seed: int = 0, template: bool = True) -> LocalModel:
     """A random llama of two layers with a byte tokenizer in ChatML, as `smollm2` is but a thousand times smaller.
 
-    Without `template` it stands for a base model. The same seed gives the same weights.
+    Without `template` it stands for a base model. The same seed gives the same weights. It reads 4096 bytes.
     """
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
@@ -144,7 +144,7 @@ def tiny(*, seed: int = 0, template: bool = True) -> LocalModel:
     tokenizer: Any = PreTrainedTokenizerFast(tokenizer_object=core, pad_token=special[0], bos_token=special[1], eos_token=special[2])
     if template:
         tokenizer.chat_template = CHATML
-    return LocalModel(random_model("llama", seed=seed, vocab=len(pieces)), tokenizer, uri="tiny")
+    return LocalModel(random_model("llama", seed=seed, vocab=len(pieces), max_position_embeddings=4096), tokenizer, uri="tiny")
 
 
 CHATML = (

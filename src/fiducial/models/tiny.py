@@ -26,7 +26,8 @@ SIZES: dict[str, dict[str, Any]] = {
     "jamba": _DENSE
     | {"num_experts": 2, "num_experts_per_tok": 1, "attn_layer_period": 2, "attn_layer_offset": 1, "mamba_d_state": 4, "use_mamba_kernels": False},
     "qwen3_moe": _DENSE | {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16},
-    "gemma4_text": _DENSE | {"sliding_window": 8, "hidden_size_per_layer_input": 0, "layer_types": ["sliding_attention", "full_attention"]},
+    "gemma4_text": _DENSE
+    | {"sliding_window": 8, "hidden_size_per_layer_input": 0, "global_head_dim": 8, "layer_types": ["sliding_attention", "full_attention"]},
     "llama4_text": _DENSE | {"attention_chunk_size": 8, "num_local_experts": 2, "num_experts_per_tok": 1, "intermediate_size_mlp": 48},
     "mpt": {"d_model": 32, "n_heads": 4, "n_layers": 2, "expansion_ratio": 2, "max_seq_len": 512},
     "lfm2": _DENSE | {"layer_types": ["conv", "full_attention"], "block_multiple_of": 8},
