@@ -84,7 +84,7 @@ def check(module: nn.Module) -> Verdict:
         frozenset(kind for kind in set(map(type, part.causal.modules())) if kind.__module__.partition(".")[0] not in MASKLESS),
         sha256(part.causal.config.to_json_string(use_diff=False).encode()).hexdigest(),
         part.attention,
-        part.dtype,
+        str(part.dtype),
         part.device.type,
         _sizes(part),
     )
