@@ -79,9 +79,9 @@ def check(module: nn.Module) -> Verdict:
     part = anatomy(module)
     if _changed(part):
         return _found(module, part)
+    kinds: Any = frozenset(kind for kind in set(map(type, part.causal.modules())) if kind.__module__.partition(".")[0] not in MASKLESS)
     key: tuple[Hashable, ...] = (
-        type(part.causal),
-        frozenset(kind for kind in set(map(type, part.causal.modules())) if kind.__module__.partition(".")[0] not in MASKLESS),
+        kinds,
         sha256(part.causal.config.to_json_string(use_diff=False).encode()).hexdigest(),
         part.attention,
         str(part.dtype),
