@@ -170,6 +170,10 @@ class Reward(Method):
     def score(self, groups: Sequence[Group]) -> list[tuple[float | None, ...]]:
         """One value per completion of each group, higher is better; None where it cannot be scored."""
 
+    def audited(self, groups: Sequence[Group]) -> list[tuple[tuple[float | None, ...], dict[str, Any]]]:
+        """What `score` gives for each group, and what else is to be kept of it for audit, as plain JSON values."""
+        return [(tuple(values), {}) for values in self.score(groups)]
+
 
 class Guard(Method):
     """Stands between a user and a model."""
