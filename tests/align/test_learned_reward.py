@@ -76,7 +76,20 @@ def test_a_minimum_or_a_variance_of_scores_of_no_known_scale_is_refused(members,
     with pytest.raises(ModelError, match=f"old does not say on what scale .* {combine} over several") as error:
         LearnedReward(models=models, combine=combine).score([GROUP])
     assert "train it again" in error.value.hint
-    assert LearnedReward(models=models[1:], combine=combine).score([GROUP])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"models": ("one", "two"), "spread_penalty": 0.1}, "spread_penalty has no effect when combine is mean"),
+        ({"models": ("one",), "combine": "min"}, "combine has no effect on the score of a single model"),
+        ({"models": ("one",), "steps": "min"}, "steps has no effect on models that score whole answers"),
+        ({"models": ("one", "two"), "separator": "#"}, "separator has no effect on models that score whole answers"),
+    ],
+)
+def test_an_option_that_does_nothing_to_these_models_is_refused(members, options, message):
+    with pytest.raises(ConfigError, match=message):
+        LearnedReward(**options).score([GROUP])
 
 
 def test_a_mean_where_some_scale_is_not_known_is_of_scores_as_they_are_and_says_so_once(members, caplog):

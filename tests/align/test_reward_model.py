@@ -210,3 +210,11 @@ def test_a_score_is_read_at_the_end_of_turn_also_where_that_is_the_padding_token
     alone = float(head(states).detach())
     for others in ((), (longer,), (shorter,), (longer, shorter)):
         assert scored_beside(*others) == approx(alone, abs=1e-4)
+
+
+def test_a_margin_without_rewards_to_take_it_from_is_refused():
+    bare = Group(prompt=Prompt(messages=user("q")), completions=(Completion(text="a"), Completion(text="b")))
+    assert RewardModel(margin=1.0).prepare(bare.model_copy(update={"rewards": (1.0, 0.0)})).rewards == (1.0, 0.0)
+    assert RewardModel().prepare(bare) == bare
+    with pytest.raises(ConfigError, match="margin has no effect on a group without rewards"):
+        RewardModel(margin=1.0).prepare(bare)

@@ -227,3 +227,15 @@ def test_kappa_by_hand():
     # 3 of 4 agree; chance 3/4 * 2/4 + 1/4 * 2/4 = 1/2
     assert kappa(["a", "a", "b", "a"], ["a", "a", "b", "b"]) == approx(0.5)
     assert kappa(["a", "a"], ["a", "a"]) == 1.0
+
+
+def test_labels_that_nothing_is_measured_on_are_refused(reward):
+    with pytest.raises(ConfigError, match="labels has no effect when agreement is 0"):
+        RubricReward(judge=reward.judge, labels="mine.jsonl", agreement=0.0)
+
+
+def test_the_likeliest_option_of_each_answer_is_kept_for_audit(reward):
+    ((values, kept),) = reward.audited([group("refuse", POLITE, PLAIN)])
+    assert (values,) == tuple(reward.score([group("refuse", POLITE, PLAIN)]))
+    grades = reward.grade([group("refuse", POLITE, PLAIN)])
+    assert kept == {"likeliest": [max(g, key=g.get) for g in grades]}

@@ -47,11 +47,22 @@ def test_accuracy_is_the_share_of_pairs_whose_better_answer_scores_higher(model,
 
 def test_every_figure_has_its_number_and_an_interval_that_holds_it(model, data):
     said = found(model, data)
-    assert {"accuracy", "margin", "calibration_error", "length_correlation", "fooled", "fooled.praise", "fooled.echo", "moved.bold"} <= set(said)
+    assert {"accuracy", "margin", "calibration_error", "ties", "fooled", "fooled.praise", "fooled.echo", "moved.bold"} <= set(said)
+    assert {"accuracy_when_shorter", "length_correlation", "length_correlation_at_equal_label"} <= set(said)
     for score in said.values():
         assert score.n > 1
         assert score.low <= score.value <= score.high
         assert Score.parse(score.line()) == score
+
+
+def test_accuracy_at_equal_length_and_ties_are_apart_from_the_accuracy_of_all(model, rows):
+    said = found(model, rows({"prompt": "a", "chosen": "yes", "rejected": "not"}, {"prompt": "b", "chosen": "a", "rejected": "bcdefg"}), edits=0)
+    assert said["accuracy_at_equal_length"].value in (0.0, 1.0)
+    assert said["ties"].value == 0.0
+    assert said["accuracy_at_equal_length"].better == "higher"
+    model.head = ScoreHead(0 * model.head.weight, "better", "align/reward_model")
+    flat = found(model, rows(*PAIRS, name="flat.jsonl"), edits=0)
+    assert (flat["ties"].value, flat["accuracy"].value) == (1.0, 0.5)
 
 
 def test_turned_labels_turn_the_accuracy(model, data, rows):

@@ -53,6 +53,22 @@ def test_a_value_that_is_unknown_is_no_number(model):
     assert found[1:] == [3.0, 3.0]
 
 
+def test_completions_that_no_end_token_closes_are_counted(model):
+    found = Data.of(
+        model, [group(Completion(text="ab"), Completion(text="b", finish="length")), group(Completion(text="cut", finish="length"))], SFT(), OPTIONS
+    )
+    assert (found.endless, len(found.paths)) == (1, 2)  # only preferred completions are imitated
+
+
+def test_completions_that_share_a_token_with_their_prompt_are_refused_above_one_in_a_hundred(model):
+    begun = Prompt(messages=(*user("a"), Message(role="assistant", content="h")))
+    apart, across = (Group(prompt=begun, completions=(Completion(text=text),)) for text in ("o", "e"))
+    assert model.encode(begun.messages, "e")[1] < model.encode(begun.messages)[1]  # he is one token
+    assert len(Data.of(model, [apart] * 99 + [across], SFT(), OPTIONS).groups) == 100
+    with pytest.raises(DataError, match="in 2 of 101 completions the first token begins in the prompt"):
+        Data.of(model, [apart] * 99 + [across] * 2, SFT(), OPTIONS)
+
+
 def test_without_parts_the_reward_is_the_value_of_every_token(model):
     assert values(model, group(Completion(text="ab"), rewards=(0.5,))) == [[0.5] * 3]
 

@@ -15,6 +15,7 @@ from fiducial.models.scripted import tiny
 from fiducial.training import heldout
 from fiducial.training.loop import train
 from fiducial.training.options import TrainOptions
+from fiducial.training.scorecard import TOGETHER
 from fiducial.training.updates import Measured, Updates
 
 OPTIONS = TrainOptions(batch=4, epochs=2, learning_rate=1e-3, lora_rank=4, held_out=0.4)
@@ -65,12 +66,12 @@ def test_the_figures_are_those_of_a_step_on_the_held_out_groups(made, tmp_path, 
 
 def test_calibration_and_the_correlation_with_length_are_of_all_held_out_groups_with_an_interval(made, tmp_path):
     found = train(tiny(), made.pairs(12), RewardModel(), OPTIONS, folder=tmp_path)
-    assert not {"calibration_error", "length_correlation"} & {name for each in found.held_out for name in each}
+    assert not set(TOGETHER) & {name for each in found.held_out for name in each}
     for name, (value, low, high) in found.held_together.items():
         assert found.looks[-1][name] == value
         assert low <= value <= high
-        assert -1 < low < high < 1  # of one group of two answers the correlation is 1 or -1
-    assert found.held_together.keys() == {"calibration_error", "length_correlation"}
+        assert value not in (-1.0, 1.0)  # as the correlation of a group of two answers is
+    assert found.held_together.keys() >= {"calibration_error", "length_correlation"}
     said = {e.name: (e.value, e.n) for e in heldout.evidence(found.held_together, len(found.held_out))}
     assert said["held-out length_correlation"] == (found.looks[-1]["length_correlation"], len(found.held_out))
 

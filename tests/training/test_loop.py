@@ -448,3 +448,11 @@ def test_a_rank_that_was_set_and_is_not_that_of_the_models_adapter_is_an_error(m
         train(model, made.pairs(), SFT(), TrainOptions(lora_rank=rank), folder=tmp_path)
     assert train(model, made.pairs(), SFT(), TrainOptions(lora_rank=2, lora_depth=0.5), folder=tmp_path / "same").steps
     assert train(model, made.pairs(), SFT(), TrainOptions(), folder=tmp_path / "unset").steps
+
+
+def test_a_float16_model_is_refused_before_anything_is_computed(made, tmp_path):
+    model = tiny()
+    model.module.half()
+    with pytest.raises(ConfigError, match="bfloat16"):
+        train(model, made.pairs(), SFT(), options(), folder=tmp_path)
+    assert not list(tmp_path.iterdir())

@@ -106,6 +106,24 @@ def test_every_scored_group_goes_to_the_sink_with_rewards_tokens_and_its_step(tm
     assert all(len(g.rewards) == 4 and all(len(c.tokens) == len(c.logprobs) for c in g.completions) for g in seen)
 
 
+class Graded(Counts):
+    """Keeps for audit what it took each answer for."""
+
+    def audited(self, groups):
+        return [(values, {"kind": ["many" if v > 2 else "few" for v in values]}) for values in self.score(groups)]
+
+
+def test_every_kept_group_says_what_each_reward_said_and_took_the_answers_for(tmp_path):
+    seen = []
+    ran(tmp_path, RLOO(), task(Graded(ANY, "graded"), Counts("aeiou", "vowels")), epochs=1, sink=seen.append)
+    for group in seen:
+        texts = [c.text for c in group.completions]
+        counted = [sum(c in ANY for c in text) for text in texts]
+        assert group.provenance["rewards"] == {"graded": counted, "vowels": [sum(c in "aeiou" for c in text) for text in texts]}
+        assert group.provenance["audit"] == {"graded": {"kind": ["many" if n > 2 else "few" for n in counted]}}
+        assert Group.parse(group.line()).provenance == group.provenance
+
+
 def test_a_finished_run_called_again_draws_nothing_more(tmp_path):
     whole, model = ran(tmp_path, RLOO(), epochs=2)
     seen = []
@@ -480,6 +498,9 @@ def test_a_run_on_a_trained_model_takes_that_model_as_its_reference(tmp_path):
         (SFT(), {"k": 1}, {}, "compares answers, but k is 1"),
         (RLOO(beta=0.0), {"kl_target": 1.0}, {}, "but beta is 0"),
         (DPO(), {"kl_target": 1.0}, {}, "has no KL term to move"),
+        (RLOO(), {"kl_horizon": 50.0}, {}, "kl_horizon has no effect without kl_target"),
+        (RLOO(), {"mix": 0.5}, {}, "mix has no effect without demonstrations"),
+        (PPO(), {"mix": 0.0}, {}, "mix has no effect without demonstrations"),
         (DPO(), {}, {"demonstrations": [Group(prompt=PROMPTS[0], completions=(Completion(text="a"),))]}, "takes no demonstrations"),
     ],
 )

@@ -5,8 +5,10 @@ from dataclasses import fields, replace
 import pytest
 
 from fiducial.align.ppo import PPO
+from fiducial.align.reward_model import RewardModel
 from fiducial.align.rloo import RLOO
 from fiducial.align.sft import SFT
+from fiducial.core.errors import ConfigError
 from fiducial.core.records import Completion, Group, Message, Prompt, user
 from fiducial.core.roles import Reward
 from fiducial.models.scripted import tiny
@@ -168,3 +170,15 @@ def test_an_option_of_a_limit_on_cost_changes_the_weights(trainers, tmp_path, op
     one, again, other = learnt("one"), learnt("again"), learnt("other", **{option: COSTED[option]})
     assert one == again
     assert one != other
+
+
+@pytest.mark.parametrize(
+    ("changed", "objective", "message"),
+    [
+        ({"lora_rank": 0, "lora_depth": 0.5}, SFT(), "lora_depth has no effect when lora_rank is 0"),
+        ({"watch_every": 2}, RewardModel(), "watch_every has no effect where no answers are drawn and nothing is held out"),
+    ],
+)
+def test_an_option_without_effect_is_refused(made, tmp_path, changed, objective, message):
+    with pytest.raises(ConfigError, match=message):
+        train(tiny(), made.pairs(), objective, TRAIN.model_copy(update=changed), folder=tmp_path)

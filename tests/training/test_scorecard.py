@@ -71,8 +71,25 @@ def test_scores_that_are_lengths_correlate_with_length_fully():
     assert "length_correlation" not in figures(torch.zeros(2, 2), parts, "targets")
 
 
-def test_a_tie_of_scores_counts_half():
-    assert figures(torch.zeros(1, 2), groups(((1.0, 0.0), None)), "targets")["accuracy"] == 0.5
+def test_length_is_correlated_by_rank_and_once_more_with_the_label_held_fixed():
+    """Ranks of scores 1 2 3 4, of lengths 2 1 3 4 and of labels 1.5 1.5 3.5 3.5: by d^2, rho = 1 - 6 * 2 / 60 = 0.8."""
+    parts = groups(((0.0, 1.0), None), ((0.0, 1.0), None), lengths=[[5, 7], [3, 900]])
+    found = figures(torch.tensor([[1.0, 3.0], [2.0, 400.0]]), parts, "targets")
+    assert found["length_correlation"] == approx(0.8)
+    # with the label both ranks correlate by 2 / sqrt(5), so that (0.8 - 0.8) / (1 - 0.8) is left
+    assert found["length_correlation_at_equal_label"] == approx(0.0, abs=1e-6)
+
+
+def test_pairs_of_equal_length_are_those_within_a_tenth_of_the_longer():
+    parts = groups(*[((1.0, 0.0), None)] * 3, lengths=[[10, 9], [90, 100], [8, 10]])
+    found = figures(torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]]), parts, "targets")
+    assert (found["accuracy"], found["accuracy_at_equal_length"]) == (approx(2 / 3), approx(1 / 2))
+    assert "accuracy_at_equal_length" not in figures(torch.tensor([[1.0, 0.0]]), groups(((1.0, 0.0), None), lengths=[[1, 2]]), "targets")
+
+
+def test_a_tie_of_scores_counts_half_and_is_reported_apart():
+    found = figures(torch.tensor([[0.0, 0.0], [1.0, 0.0]]), groups(*[((1.0, 0.0), None)] * 2), "targets")
+    assert (found["accuracy"], found["ties"]) == (0.75, 0.5)
 
 
 def test_soft_labels_of_one_half_order_nothing():

@@ -1,9 +1,11 @@
 """Float32 masters of smaller weights."""
 
+import pytest
 import torch
 from torch import nn
 
-from fiducial.training.weights import Trainables
+from fiducial.core.errors import ConfigError
+from fiducial.training.weights import Trainables, refuse_float16
 
 
 def module(dtype):
@@ -52,3 +54,9 @@ def test_publishing_forgets_gradients():
     layer.weight.grad = torch.ones(2, 2)
     trainables.publish()
     assert layer.weight.grad is None
+
+
+def test_float16_is_refused_and_bfloat16_is_not():
+    refuse_float16(module(torch.bfloat16))
+    with pytest.raises(ConfigError, match="float16 weights cannot be trained"):
+        refuse_float16(module(torch.float16))

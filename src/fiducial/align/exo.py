@@ -15,12 +15,13 @@ Source:       Ji et al. 2024, arXiv:2402.00856, eq. 16 for preferences; forward 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import ClassVar, Literal, final
 
 from torch import Tensor
 
 from fiducial.align.base import Labels, labelled, log_ratio, masked_log_softmax, preference_metrics, scored
+from fiducial.core.config import refuse_idle
 from fiducial.core.records import Group
 from fiducial.core.roles import Objective
 from fiducial.training.objective import GroupLogProbs
@@ -57,9 +58,7 @@ class EXO(Objective):
             raise ValueError(f"label_smoothing must be in (0, 0.5), got {self.label_smoothing}: at 0 the loss is infinite")
         # an option that would do nothing was meant for the other kind of label
         idle = ("beta_reward", "normalized") if self.labels == "targets" else ("label_smoothing",)
-        for option in fields(self):
-            if option.name in idle and getattr(self, option.name) != option.default:
-                raise ValueError(f"{option.name} has no effect when labels is {self.labels}, but it is set to {getattr(self, option.name)}")
+        refuse_idle(self, idle, when=f"when labels is {self.labels}", hint="leave it out, or give the other labels")
 
     def __call__(self, policy: GroupLogProbs, reference: GroupLogProbs | None = None) -> Tensor:
         """Loss per group, [G], in nats."""

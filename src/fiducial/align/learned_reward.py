@@ -22,6 +22,7 @@ from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Literal, final
 
+from fiducial.core.config import refuse_idle
 from fiducial.core.errors import ConfigError, ModelError
 from fiducial.core.records import Completion, Group
 from fiducial.core.roles import Reward
@@ -60,15 +61,26 @@ class LearnedReward(Reward):
             raise ValueError("combine is mean, min or penalised, steps is as_trained, product, min or last, and separator is not empty")
         if not self.spread_penalty >= 0:
             raise ValueError(f"spread_penalty must be >= 0, got {self.spread_penalty}")
+        if self.combine != "penalised":
+            refuse_idle(self, ["spread_penalty"], when=f"when combine is {self.combine}", hint="leave it out, or give combine penalised")
+        if len(self.models) == 1:
+            refuse_idle(self, ["combine"], when="on the score of a single model", hint="leave it out, or name further models")
 
     def score(self, groups: Sequence[Group]) -> list[tuple[float | None, ...]]:
-        """One value per completion. Raises ConfigError without models, ModelError for one that has no head or means the contrary."""
+        """One value per completion.
+
+        Raises ConfigError without models or for an option that does nothing to them, ModelError for a model that has no head or means the contrary.
+        """
+        from fiducial.models.scorehead import BY_STEPS
+
         if not self.models:
             raise ConfigError(f"{self.name} needs a trained model", hint="for example --models run:ID, with the id of a run of align reward_model")
         wanted = [(g, k) for g, group in enumerate(groups) for k, c in enumerate(group.completions) if c.finish != "error"]
         found: list[list[float | None]] = [[None] * len(group.completions) for group in groups]
         if wanted:
             asked, members = [(groups[g], groups[g].completions[k]) for g, k in wanted], self._members()
+            if not any(head.trained_by == BY_STEPS for _, head in members):
+                refuse_idle(self, ["steps", "separator"], when="on models that score whole answers", hint="leave it out, or name a process reward model")
             scales = self._scales([head for _, head in members])
             scores = [self._scaled(self._scores(model, head, asked), scale) for (model, head), scale in zip(members, scales, strict=True)]
             for (g, k), value in zip(wanted, self.combined(scores).tolist(), strict=True):

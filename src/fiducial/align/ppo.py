@@ -10,10 +10,10 @@ Formula:      r_t = -beta log(pi_old / ref) + [t last] R; A = GAE(r, V), whitene
               Under a cost limit (safe RLHF): c_t = beta log(pi_old / ref) + [t last] C, so that the KL counts beta whatever w is; a second head V_c
               with the same loss towards a G_c of its own; A = (GAE(r, V) - w GAE(c, V_c)) / (1 + w), whitened, w the multiplier.
 Defaults:     beta 0.05, clip_ratio 0.2, value 0.1, value_clip 0.2, gamma 1, decay 0.95, 4 updates per batch, learning rate 3e-6 (the study of
-              details, which besides gives cut answers a reward of -1, samples at temperature 0.7 and lets the rate fall in a line; here nothing but for an
-              end_penalty that is given, temperature 1 and a cosine). The value head is on the
-              policy's own backbone, as that of the cost is (ours; models less in memory). With demonstrations mixed in it is PPO-ptx, for which
-              InstructGPT has mix 27.8.
+              details, which besides gives cut answers a reward of -1, samples at temperature 0.7, lets the rate fall in a line and has eps 1e-5 in Adam;
+              here nothing but for an end_penalty that is given, temperature 1, a cosine and eps 1e-8). The value head is on the policy's own
+              backbone, as that of the cost is (ours; models less in memory). With demonstrations mixed in it is PPO-ptx, for which InstructGPT has
+              mix 27.8.
 Limits:       one backbone for several tasks: a large `value` bends the policy's states. Whitening, which the code of safe RLHF leaves out, takes
               the size of A away, and with it what 1 + w divides by; what w decides is the direction. The KL stands in reward and cost, as in that code.
 Source:       Schulman et al. 2017, arXiv:1707.06347, eq. 9; details: Huang et al. 2024, arXiv:2403.17031; demonstrations: Ouyang et al.

@@ -9,7 +9,7 @@ Formula:      d = r_i - r_j, p = probability that i is the better one, m = margi
 Defaults:     labels are targets, p = t_i / (t_i + t_j), and the order of rewards for two that can neither be the best; centering 0.01 (Eisenstein
               et al. 2023), no margin; learning rate 1e-5; the head begins at a tenth of the paper's spread, so that small data need not unlearn
               large random scores.
-Limits:       look at `accuracy_when_shorter` and `length_correlation` on held-out data before you trust it: length is the usual shortcut.
+Limits:       look at `accuracy_when_shorter` and `length_correlation` (evaluate/reward_card) before you trust it: length is the usual shortcut.
               Several members that differ in the seed, and their minimum, resist a policy that exploits one (Coste et al. 2023).
 Source:       Ouyang et al. 2022, arXiv:2203.02155, eq. 1; margin: Touvron et al. 2023, arXiv:2307.09288; centering: Eisenstein et al. 2023,
               arXiv:2312.09244; head (spread 1): Huang et al. 2024, arXiv:2403.17031; ensembles: Coste et al. 2023, arXiv:2310.02743.
@@ -23,6 +23,8 @@ from typing import ClassVar, Literal, final
 import torch.nn.functional as F
 from torch import Tensor
 
+from fiducial.core.config import refuse_idle
+from fiducial.core.records import Group
 from fiducial.core.roles import Objective, Reading
 from fiducial.training.objective import GroupLogProbs
 from fiducial.training.scorecard import comparisons, difference, figures, pair_mean
@@ -55,6 +57,12 @@ class RewardModel(Objective):
         d, m, p = difference(scores), self.margin * pairs.gap, pairs.preference
         loss = -p * F.logsigmoid(d - m) - (1 - p) * F.logsigmoid(-d - m)
         return pair_mean(loss + self.centering * (scores.unsqueeze(2) + scores.unsqueeze(1)).square(), pairs.known)
+
+    def prepare(self, group: Group) -> Group:
+        """The group. Raises ConfigError for a margin where there are no rewards to take it from."""
+        if group.rewards is None:
+            refuse_idle(self, ["margin"], when="on a group without rewards, by whose differences it counts", hint="give rewards with every group, or no margin")
+        return group
 
     def size(self, groups: GroupLogProbs) -> Tensor:
         """Groups in which some pair is ordered, [G]."""

@@ -19,9 +19,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import final
+from typing import Any, final
 
 from fiducial.align.rubric import Rubric, Shares, by_model, by_rules, kappa, labelled, opened, read
+from fiducial.core.config import refuse_idle
 from fiducial.core.errors import DataError, MethodError
 from fiducial.core.records import Group
 from fiducial.core.roles import Judge, Reward
@@ -51,9 +52,15 @@ class RubricReward(Reward):
             raise ValueError(f"agreement must be in [0, 1], got {self.agreement}")
         if self.rubric and self.agreement and not self.labels:
             raise ValueError("a rubric of one's own needs labels of its own (or agreement 0)")
+        if not self.agreement:
+            refuse_idle(self, ["labels"], when="when agreement is 0 and nothing is measured on them", hint="leave it out, or give the least agreement")
 
     def score(self, groups: Sequence[Group]) -> list[tuple[float | None, ...]]:
-        """One reward per completion; None for answers that failed and for prompts of a kind that the rubric does not know.
+        """One reward per completion; None for answers that failed and for prompts of a kind that the rubric does not know. Raises what `audited` does."""
+        return [values for values, _ in self.audited(groups)]
+
+    def audited(self, groups: Sequence[Group]) -> list[tuple[tuple[float | None, ...], dict[str, Any]]]:
+        """The same with the likeliest option of each completion; none where the answer cannot be read.
 
         Raises MethodError when the grader agrees too little with the hand labels, DataError when there are too few of those.
         """
@@ -63,11 +70,15 @@ class RubricReward(Reward):
                 f"the grader agrees with the hand labels at kappa {measured:.2f}, below {self.agreement:g}",
                 hint="take a better grader, or correct the rubric; what it would reward is not what the labels mean",
             )
-        grades = iter(self.grade(groups))
-        return [tuple(self._reward(rubric, next(grades), group, k) for k in range(len(group.completions))) for group in groups]
+        grades, found = iter(self.grade(groups)), []
+        for group in groups:
+            own = [next(grades) for _ in group.completions]
+            rewards = tuple(self._reward(rubric, shares, group, k) for k, shares in enumerate(own))
+            found.append((rewards, {"likeliest": [max(s, key=lambda name: s[name]) if s else None for s in own]}))
+        return found
 
     def grade(self, groups: Sequence[Group]) -> list[Shares | None]:
-        """Probability of each option for each completion in order; None for one that cannot be read. The likeliest one is for audit."""
+        """Probability of each option for each completion in order; None for one that cannot be read."""
         rubric = read(self.rubric)
         return by_model(rubric, opened(self.grader), groups) if self.grader else by_rules(rubric, self.judge, groups)
 

@@ -10,7 +10,8 @@ Precedence: command line, then the recipe, then the default. Errors name the fil
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -68,6 +69,16 @@ _Dumper.yaml_implicit_resolvers = {
     first: [*resolvers, *[pair for pair in _Loader.yaml_implicit_resolvers.get(first, []) if pair[0].endswith(("float", "int"))]]
     for first, resolvers in yaml.SafeDumper.yaml_implicit_resolvers.items()
 }
+
+
+def refuse_idle(options: Any, names: Sequence[str], *, when: str, hint: str) -> None:
+    """Raises ConfigError for one of the named fields of a method or of options that is not at its default: `when` says why it would do nothing."""
+    described = type(options).model_fields.items() if isinstance(options, BaseModel) else [(f.name, f) for f in fields(options)]
+    defaults = {name: field.default for name, field in described}
+    for name in names:
+        value = getattr(options, name)
+        if value != defaults[name]:
+            raise ConfigError(f"{name} has no effect {when}, but it is set to {value}", hint=hint)
 
 
 def _represent_str(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:

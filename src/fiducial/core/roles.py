@@ -180,6 +180,10 @@ class Reward(Method):
         """Whether some step of each completion looks wrong; None where steps are not looked at."""
         return [(None,) * len(group.completions) for group in groups]
 
+    def audited(self, groups: Sequence[Group]) -> list[tuple[tuple[float | None, ...], dict[str, Any]]]:
+        """What `score` gives for each group, and what else is to be kept of it for audit, as plain JSON values."""
+        return [(tuple(values), {}) for values in self.score(groups)]
+
 
 class Guard(Method):
     """Stands between a user and a model."""

@@ -5,8 +5,10 @@ What it does: scores the answers of a preference file with a model that align/re
               length, how often a spoilt copy of a good answer scores above it, and how far style alone moves a score.
 Use it when:  before such a model rewards a policy, chooses the best of several answers or filters data; on data it was not trained on.
 Formula:      accuracy: share of a prompt's ordered pairs whose better answer scores higher (a tie counts half), mean over prompts, with the
-              Wilson interval for that many prompts. calibration_error, margin, length_correlation: see training/scorecard.py, with 95 %
-              of 1,000 bootstrap draws of prompts. fooled.EDIT: share of spoilt answers that score above the answer they were made from; fooled:
+              Wilson interval for that many prompts. calibration_error, margin, ties (equal scores), accuracy_when_shorter (of pairs whose better
+              answer is the shorter one), accuracy_at_equal_length (lengths within 10 %), length_correlation (Spearman),
+              length_correlation_at_equal_label (partial): see training/scorecard.py, with 95 % of 1,000 bootstrap draws of prompts.
+              fooled.EDIT: share of spoilt answers that score above the answer they were made from; fooled:
               such shares of single prompts, mean over prompts, interval as of accuracy. change.EDIT: mean change of the score by such an edit,
               moved.EDIT: mean size of the change by an edit that keeps what is said, in standard deviations of all scores of the file.
               Where three or more answers to a prompt have rewards that differ: gold_correlation, Spearman's within the prompt, and gold_gain, the
@@ -47,9 +49,19 @@ if TYPE_CHECKING:
     from fiducial.models.local import LocalModel
     from fiducial.training.objective import GroupLogProbs
 
-SHAPES = {"calibration_error": (0.0, 1.0), "margin": (-inf, inf), "length_correlation": (-1.0, 1.0)}
-"""Figures that are no shares, with their bounds."""
-SCORER = "score-head-1"
+SHAPES = {
+    "calibration_error": (0.0, 1.0),
+    "margin": (-inf, inf),
+    "ties": (0.0, 1.0),
+    "accuracy_when_shorter": (0.0, 1.0),
+    "accuracy_at_equal_length": (0.0, 1.0),
+    "length_correlation": (-1.0, 1.0),
+    "length_correlation_at_equal_label": (-1.0, 1.0),
+}
+"""Figures over all pairs or answers together, with their bounds."""
+HIGHER = ("margin", "accuracy_when_shorter", "accuracy_at_equal_length")
+"""Those of them of which more is better."""
+SCORER = "score-head-2"
 EDITOR = "perturbations-1"
 """Of figures about edited answers."""
 
@@ -121,8 +133,9 @@ class RewardCard(Suite):
         for name, bounds in SHAPES.items():
             if name in said:
                 low, high = spread.get(name, bounds)
-                fields = self._marks(model, items) | {"value": said[name], "n": len(items), "low": low, "high": high, "interval": "bootstrap"}
-                found.append(Score(suite=self.name, metric=name, better="higher" if name == "margin" else "lower", **fields))
+                ends = {"low": min(low, said[name]), "high": max(high, said[name])}
+                fields = self._marks(model, items) | {"value": said[name], "n": len(items), "interval": "bootstrap", **ends}
+                found.append(Score(suite=self.name, metric=name, better="higher" if name in HIGHER else "lower", **fields))
         return found
 
     def _gold(self, model: LocalModel, groups: Sequence[Group], items: Sequence[dict[str, Any]]) -> list[Score]:

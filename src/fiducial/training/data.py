@@ -19,6 +19,9 @@ from fiducial.training.objective import GroupLogProbs, layout, shares
 from fiducial.training.options import TrainOptions
 from fiducial.training.segments import worth
 
+MERGED = 0.01
+"""Share of the completions whose first token may reach into the prompt."""
+
 
 @dataclass(frozen=True, slots=True)
 class Data:
@@ -36,12 +39,15 @@ class Data:
     left_out: int = 0
     limit: int = UNLIMITED
     """Longest path, in tokens."""
+    endless: int = 0
+    """Completions that no end token closes, such as those that were cut: from them no stop is learnt."""
 
     @classmethod
     def of(cls, model: LocalModel, groups: Sequence[Group], objective: Objective, options: TrainOptions) -> Data:
         """The groups as the objective wants them; those that are too long or too small are left out and counted.
 
-        Raises DataError when none is left, ConfigError where more than completions is to be learnt from by an objective that compares.
+        Raises DataError when none is left, or where more than a hundredth of the completions has a token that begins in the prompt;
+        ConfigError where more than completions is to be learnt from by an objective that compares.
         """
         if options.learn != "completion" and not objective.per_token:
             raise ConfigError(f"{objective.name} compares completions, and learns nothing from what stands before them", hint="leave out --learn")
@@ -53,12 +59,14 @@ class Data:
         lengths: list[list[int]] = []
         values: list[float] = []
         answers: list[float] = []
+        endless, merged = 0, 0
         for given in groups:
             columns, group = _columns(objective.prepare(given), options.learn)
             own = _encoded(model, columns, options.learn)
             sizes = [len(ids) - start for ids, start in own]
             if len(own) < max(1, objective.least) or max(len(ids) for ids, _ in own) > limit or min(sizes) < 1:
                 continue
+            merged += _merged(model, columns, own) if options.learn != "all" else 0
             if "prompt" in objective.reads:
                 answers += [float(place >= start) for ids, start in own for place in range(1, len(ids))]
                 own = [(ids, 1) for ids, _ in own]
@@ -67,18 +75,22 @@ class Data:
                 values += [v for k, (asked, _) in enumerate(columns) for v in _values(model, group, k, asked, *own[k])]
             owner += [len(kept)] * len(own)
             rows += own
+            endless += sum(ids[-1] not in model.chat.end_ids for ids, _ in own)
             lengths.append(sizes)
             kept.append(group)
             names.append(given.id)
         if not kept:
             hint = f"each needs {objective.least} completions or more and must fit into max_length; see the data"
             raise DataError(f"none of {len(groups)} groups can be trained on", hint=hint)
+        if merged > MERGED * len(rows):
+            said = f"in {merged} of {len(rows)} completions the first token begins in the prompt, so that it would be taught as no model is asked for it"
+            raise DataError(said, hint="begin completions with a space or a new line, or give the model a chat template")
         first = [end - len(sizes) for sizes, end in zip(lengths, accumulate(map(len, lengths)), strict=True)]
         # a head reads the state at the end alone, and no log-probability is computed
         start = [len(ids) if "scores" in objective.reads else start for ids, start in rows]
         known = {"value": torch.tensor(values)} | ({"answer": torch.tensor(answers)} if "prompt" in objective.reads else {})
         parts = layout(kept, lengths, known if "tokens" in objective.reads else None)
-        return cls(kept, names, Paths([ids for ids, _ in rows], start, owner), first, parts, len(groups) - len(kept), limit)
+        return cls(kept, names, Paths([ids for ids, _ in rows], start, owner), first, parts, len(groups) - len(kept), limit, endless)
 
     def paths_of(self, chosen: Sequence[int]) -> list[int]:
         """Indices of the paths of some groups."""
@@ -131,6 +143,12 @@ def _encoded(model: LocalModel, columns: Sequence[tuple[Conversation, Completion
     """Token ids and the first scored one. An answer that was cut off has no end: teaching one would teach to stop in mid-sentence."""
     rows = [model.encode(asked, c.text, end=c.finish != "length") for asked, c in columns]
     return [(ids, 1) for ids, _ in rows] if learn == "all" else rows
+
+
+def _merged(model: LocalModel, columns: Sequence[tuple[Conversation, Completion]], rows: Sequence[tuple[list[int], int]]) -> int:
+    """How many completions begin before the end of their prompt: a token was made of the end of one and the beginning of the other."""
+    alone = {asked: model.encode(asked)[1] for asked, _ in columns}
+    return sum(start < alone[asked] for (asked, _), (_, start) in zip(columns, rows, strict=True))
 
 
 def _values(model: LocalModel, group: Group, k: int, asked: Conversation, ids: Sequence[int], start: int) -> list[float]:

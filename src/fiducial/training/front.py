@@ -44,8 +44,10 @@ class Front:
         """The step of the last checkpoint, kept or not."""
 
     def add(self, step: int, history: Sequence[Mapping[str, float]]) -> None:
-        """Keeps the weights after this step unless a kept checkpoint had both a higher reward and a lower cost; means are over the steps since the last
-        checkpoint."""
+        """Keeps the weights after this step unless a kept checkpoint had both a higher reward and a lower cost.
+
+        Means are over the steps since the last checkpoint, kept or not.
+        """
         from safetensors.torch import save
 
         since, self.last = self.last, step

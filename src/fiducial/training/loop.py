@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from fiducial.core.config import refuse_idle
 from fiducial.core.errors import ConfigError, DataError
 from fiducial.core.records import Group, digest
 from fiducial.core.roles import Objective
@@ -28,6 +29,7 @@ from fiducial.training.processes import agreed
 from fiducial.training.schedule import exploded, rate
 from fiducial.training.scratch import begin_from_scratch
 from fiducial.training.updates import Updates
+from fiducial.training.weights import refuse_float16
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -67,6 +69,9 @@ class TrainResult:
     """The last of them by group."""
     held_together: heldout.Together = field(default_factory=dict)
     """Figures of the last look that are of all held-out groups together."""
+    completions: int = 0
+    endless: int = 0
+    """How many of them no end token closes."""
 
 
 def train(
@@ -95,7 +100,10 @@ def train(
     shared_out = sharding.wanted(accelerator)
     if shared_out and (watch or objective.controlled):
         raise ConfigError("weights that are shared out allow neither looks at samples in training nor control tokens", hint="train without FSDP")
-    lora.refuse_other_rank(model.module, options)
+    if not agreed(accelerator, watch is not None) and not options.held_out:
+        refuse_idle(options, ["watch_every"], when="where no answers are drawn and nothing is held out", hint="leave it out, or give held_out")
+    refuse_float16(model.module)
+    lora.refuse_ignored(model.module, options)
     if options.from_scratch or options.sizes:
         begin_from_scratch(model, options)
     data, held = read(model, groups, objective, options)
@@ -250,7 +258,8 @@ class _Trainer:
         groups, left = len(self.data.groups), self.data.left_out
         counts = (self.updates.tokens, self.updates.naive, self.seconds)
         looks = (self.looks, self.held_before, self.held_out, self.held_together)
-        return TrainResult(self.step, self.planned, groups, left, *counts, stop, self.history, self.watched, *looks)
+        ends = (len(self.data.paths), self.data.endless)
+        return TrainResult(self.step, self.planned, groups, left, *counts, stop, self.history, self.watched, *looks, *ends)
 
     def _steps(self, report: Report | None, watch: Watch | None, *, watching: bool) -> str:
         """All that are left; why they ended early, or nothing."""

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from fiducial.core.config import refuse_idle
 from fiducial.core.errors import ConfigError
 from fiducial.models import adapters
 from fiducial.models.activations import decoder_layers
@@ -90,8 +91,10 @@ def make_trainable(module: nn.Module) -> None:
         p.requires_grad_(not adapted or _of_adapter(name))
 
 
-def refuse_other_rank(module: nn.Module, options: TrainOptions) -> None:
-    """Raises ConfigError where a rank was set and the model carries an adapter of another: that adapter is what trains, whatever was set."""
+def refuse_ignored(module: nn.Module, options: TrainOptions) -> None:
+    """Raises ConfigError for a depth without an adapter, and where a rank was set and the model carries an adapter of another: that one trains anyway."""
+    if not options.lora_rank:
+        refuse_idle(options, ["lora_depth"], when="when lora_rank is 0 and all weights train", hint="leave it out, or give a rank")
     if not adapters.is_adapted(module) or "lora_rank" not in options.model_fields_set:
         return
     wrapped: Any = module

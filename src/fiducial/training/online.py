@@ -7,8 +7,8 @@ online preference optimisation; those that value single answers (align/rwr, alig
 is the model as it was when the run began.
 
 Every step's samples are fresh, so distance is measured on them. Length and repetition are compared on the same prompts, which are looked at again
-whenever ten times as many answers were learnt from: other prompts have other answers. A run that is killed goes on from its last checkpoint with the same
-weights as one that was not.
+whenever ten times as many answers were learnt from: other prompts have other answers.
+A run that is killed goes on from its last checkpoint with the same weights as one that was not.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ from fiducial.training.processes import agreed, shared
 from fiducial.training.rewards import Mixture, Scale, Values, mean, without_end
 from fiducial.training.schedule import exploded, rate
 from fiducial.training.updates import Updates
+from fiducial.training.weights import refuse_float16
 
 LOOKED_AT = 32
 """Prompts that are answered once before training, now and then during it, and after it."""
@@ -109,7 +110,8 @@ def learn(
     folder = agreed(accelerator, folder)
     if sharding.wanted(accelerator):
         raise ConfigError("a model whose weights are shared out cannot be sampled from while it learns", hint="learn from rewards without FSDP")
-    lora.refuse_other_rank(model.module, options)
+    refuse_float16(model.module)
+    lora.refuse_ignored(model.module, options)
     task = fitting(model, task, options, online)
     adapted, added = adapters.is_adapted(model.module), has_added(model, folder)
     # below a new adapter lie frozen weights; others train themselves, and the run is held to them as they are now
@@ -128,7 +130,7 @@ class _Scored:
     """One step's answers with what is thought of them."""
 
     groups: list[Group]
-    """With the total reward of each answer."""
+    """With the total reward of each answer, and how it came about."""
     components: dict[str, Values]
     costs: Values
     drawn: Data
@@ -211,24 +213,27 @@ class _Online:
 
     def _scored(self, drawn: Data) -> _Scored:
         """The rewards of the answers, and their log-probabilities under the model as it is and as it was."""
-        components, costs = self._rewards(drawn.groups)
-        totals = self._total(drawn.groups, components)
-        groups = [g.model_copy(update={"rewards": r, "annotator": f"step {self.step + 1}"}) for g, r in zip(drawn.groups, totals, strict=True)]
+        components, costs, notes = self._rewards(drawn.groups)
+        totals, by = self._total(drawn.groups, components), {"annotator": f"step {self.step + 1}"}
+        kept = [{"rewards": {name: list(values[i]) for name, values in components.items()}} | note for i, note in enumerate(notes)]
+        groups = [g.model_copy(update={"rewards": r, "provenance": k, **by}) for g, r, k in zip(drawn.groups, totals, kept, strict=True)]
         old = self._under(drawn, values=True)
         with self.start.again():
             before = self._under(drawn, values=False)
         return _Scored(groups, components, costs, drawn, old, before)
 
-    def _rewards(self, groups: Sequence[Group]) -> tuple[dict[str, Values], Values]:
-        """What every reward says, and the cost; each process scores its share."""
+    def _rewards(self, groups: Sequence[Group]) -> tuple[dict[str, Values], Values, list[dict[str, Any]]]:
+        """What every reward says, the cost, and what rewards keep of each group for audit; each process scores its share."""
 
-        def said(mine: Sequence[Group]) -> list[tuple[dict[str, tuple[float | None, ...]], tuple[float | None, ...]]]:
-            components = self.rewards.components(mine)
+        def said(mine: Sequence[Group]) -> list[tuple[dict[str, tuple[tuple[float | None, ...], dict[str, Any]]], tuple[float | None, ...]]]:
+            audited = self.rewards.audited(mine)
             costs: Values = self.task.cost.score(mine) if self.task.cost else [() for _ in mine]
-            return [({name: values[i] for name, values in components.items()}, tuple(costs[i])) for i in range(len(mine))]
+            return [({name: each[i] for name, each in audited.items()}, tuple(costs[i])) for i in range(len(mine))]
 
         found = shared(self.accelerator, groups, said)
-        return {part.label: [each[part.label] for each, _ in found] for part in self.rewards.parts}, [cost for _, cost in found]
+        components = {part.label: [each[part.label][0] for each, _ in found] for part in self.rewards.parts}
+        notes = [{name: note for name, (_, note) in each.items() if note} for each, _ in found]
+        return components, [cost for _, cost in found], [{"audit": note} if note else {} for note in notes]
 
     def _total(self, groups: Sequence[Group], components: dict[str, Values]) -> Values:
         totals = self.rewards.total(components)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+from fiducial.core.config import refuse_idle
 from fiducial.core.errors import ConfigError, DataError
 from fiducial.core.records import Group, Prompt
 from fiducial.core.roles import Objective, Reward
@@ -67,6 +68,10 @@ def check(task: Task, objective: Objective, options: TrainOptions, online: Onlin
         raise ConfigError(f"{objective.name} has no KL term to move and takes no demonstrations besides", hint="leave out kl_target and demonstrations")
     if isinstance(objective, SampledObjective) and online.kl_target is not None and not objective.beta:
         raise ConfigError("kl_target moves beta by shares of it, but beta is 0", hint="give a beta to start from")
+    if online.kl_target is None:
+        refuse_idle(online, ["kl_horizon"], when="without kl_target", hint="leave it out, or give kl_target")
+    if not task.demonstrations:
+        refuse_idle(online, ["mix"], when="without demonstrations", hint="leave it out, or give demonstrations")
 
 
 def fitting(model: LocalModel, task: Task, options: TrainOptions, online: OnlineOptions) -> Task:

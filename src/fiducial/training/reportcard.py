@@ -185,7 +185,8 @@ def card(watch: FreshSamples | None, figures: Mapping[str, float], result: Train
     # of the held-out pairs where there are such, else of the last tenth of the steps
     displaced = mean([s["displaced"] for s in result.looks[-1:] or result.history[-max(1, len(result.history) // 10) :] if "displaced" in s]).value
     remarks = [displacement(displaced, answers=[found[name][0] for name in ("length", "repetition")])] if displaced > DISPLACED else []
-    kept = {"looks": [dict(look) for look in result.looks], "history": [dict(step) for step in result.history]}
+    ends = {"learnt_from": result.completions, "without_end": result.endless}
+    kept = {"completions": ends, "looks": [dict(look) for look in result.looks], "history": [dict(step) for step in result.history]}
     return summed(found, seen, stop=result.stop, remarks=remarks, answers=pairs, **kept)
 
 

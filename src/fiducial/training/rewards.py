@@ -119,12 +119,16 @@ class Mixture:
 
     def components(self, groups: Sequence[Group]) -> dict[str, Values]:
         """What each reward says, by label. Raises DataError when one gives another number of values than there are completions."""
+        return {label: [values for values, _ in said] for label, said in self.audited(groups).items()}
+
+    def audited(self, groups: Sequence[Group]) -> dict[str, list[tuple[tuple[float | None, ...], dict[str, Any]]]]:
+        """The same with what each reward keeps of each group for audit."""
         found = {}
         for part in self.parts:
-            values = [tuple(v) for v in part.reward.score(groups)]
-            if [len(v) for v in values] != [len(g.completions) for g in groups]:
+            said = part.reward.audited(groups)
+            if [len(values) for values, _ in said] != [len(g.completions) for g in groups]:
                 raise DataError(f"the reward {part.reward.name} does not give one value per completion", hint="see Reward.score")
-            found[part.label] = values
+            found[part.label] = said
         return found
 
     def fitted(self, components: Mapping[str, Values]) -> Mixture:

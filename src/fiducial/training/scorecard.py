@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from math import sqrt
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from fiducial.core.errors import DataError
+from fiducial.core.intervals import spearman
 from fiducial.training.objective import GroupLogProbs
 
 BINS = 10
 """Of the calibration error, over confidences from 0.5 to 1."""
 
 
-TOGETHER = ("calibration_error", "length_correlation")
+MATCHED = 0.1
+"""Share by which the lengths of two completions of equal length may differ."""
+TOGETHER = ("calibration_error", "length_correlation", "length_correlation_at_equal_label")
 """Figures of many groups together: of one they say nothing, and neither does the mean over such."""
 
 
@@ -62,8 +66,11 @@ def figures(scores: Tensor, groups: GroupLogProbs, labels: str) -> dict[str, flo
     accuracy:           share of pairs whose better completion has the higher score (a tie counts half)
     calibration_error:  expected difference between confidence, sigmoid(|difference|), and accuracy, in ten bins
     margin:             mean score of the better completion less that of the other
-    length_correlation: of score and number of tokens, over all completions (Pearson)
+    ties:               share of those pairs whose scores are equal
     accuracy_when_shorter: accuracy where the better completion is the shorter one: a model that rewards length fails here
+    accuracy_at_equal_length: accuracy where the lengths differ by a tenth of the longer at most
+    length_correlation: of score and number of tokens, over all completions (Spearman)
+    length_correlation_at_equal_label: the same when the label (target or reward) is held fixed (partial), where better answers are longer ones
     Raises DataError when there are no scores.
     """
     if not bool(groups.mask.any()):
@@ -76,13 +83,29 @@ def figures(scores: Tensor, groups: GroupLogProbs, labels: str) -> dict[str, flo
     if len(ahead):
         right = (ahead > 0).float() + 0.5 * (ahead == 0).float()
         said |= {"accuracy": float(right.mean()), "margin": float(ahead.mean()), "calibration_error": _calibration_error(ahead, right)}
-        shorter = (-difference(groups.length.float()) * sign)[ordered] > 0
-        if bool(shorter.any()):
-            said["accuracy_when_shorter"] = float(right[shorter].mean())
-    both = torch.stack([scores[groups.mask], groups.length[groups.mask].float()])
-    if both.shape[1] > 1 and bool((both.std(1) > 0).all()):
-        said["length_correlation"] = float(torch.corrcoef(both)[0, 1])
-    return said
+        said["ties"] = float((ahead == 0).float().mean())
+        length = groups.length.float()
+        apart, longest = difference(length), torch.maximum(length.unsqueeze(2), length.unsqueeze(1))
+        kinds = {"when_shorter": (-apart * sign)[ordered] > 0, "at_equal_length": (apart.abs() <= MATCHED * longest)[ordered]}
+        said |= {f"accuracy_{name}": float(right[some].mean()) for name, some in kinds.items() if bool(some.any())}
+    return said | _length_correlations(scores, groups, labels)
+
+
+def _length_correlations(scores: Tensor, groups: GroupLogProbs, labels: str) -> dict[str, float]:
+    """Those of score and length that the data says; nothing where either is the same everywhere, and no partial one where the label decides all."""
+    label = groups.rewards if labels == "rewards" else groups.targets
+    known = groups.mask & ~label.isnan()
+    score, length = scores[groups.mask].tolist(), groups.length[groups.mask].tolist()
+    if min(len(set(score)), len(set(length))) < 2:
+        return {}
+    found = {"length_correlation": spearman(score, length)}
+    score, length, worth = (values[known].tolist() for values in (scores, groups.length, label))
+    if len(score) > 2:
+        straight, by_score, by_length = spearman(score, length), spearman(score, worth), spearman(length, worth)
+        rest = sqrt(max(0.0, (1 - by_score**2) * (1 - by_length**2)))
+        if rest > 1e-6:
+            found["length_correlation_at_equal_label"] = max(-1.0, min(1.0, (straight - by_score * by_length) / rest))
+    return found
 
 
 def _calibration_error(ahead: Tensor, right: Tensor) -> float:

@@ -8,6 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from fiducial.core.errors import ConfigError
+
+
+def refuse_float16(module: nn.Module) -> None:
+    """Raises ConfigError for weights in which small gradients become zero and large ones infinite, unless losses are scaled, which no loop here does."""
+    if any(p.dtype == torch.float16 for p in module.parameters()):
+        raise ConfigError("float16 weights cannot be trained without scaling the loss", hint="open the model with --dtype bfloat16, or float32")
+
 
 class Trainables:
     """Parameters with `requires_grad` and tensors that are trained besides, each with a float32 master copy where it is of a smaller type.

@@ -50,6 +50,7 @@ def preview(job: Job, groups: Sequence[Group], objective: Objective, options: Tr
             "left_out": data.left_out + (held.left_out if held else 0),
             "held_out": len(held.groups) if held else 0,
             "completions": len(data.paths),
+            "without_end": data.endless,
             "tokens": sum(map(len, data.paths.ids)),
             "longest": max(map(len, data.paths.ids)),
             "steps": planned_steps(len(data.groups), options),
@@ -60,6 +61,7 @@ def preview(job: Job, groups: Sequence[Group], objective: Objective, options: Tr
             f"what is learnt stands between {OPEN} and {CLOSE}" + (": the state at the end" if "scores" in objective.reads else ""),
             *(line for number, group in enumerate(found["shown"], 1) for line in _lines(number, group)),
             f"completions: {found['completions']}, with their prompts {found['tokens']} tokens, the longest {found['longest']}",
+            f"completions that no end token closes: {found['without_end']}",
             f"steps: {found['steps']}, of {options.batch} groups each",
         )
         with job.progress.task("two steps, to measure", 2) as task:
