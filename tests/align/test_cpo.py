@@ -31,12 +31,19 @@ def test_a_group_of_one_has_the_anchor_alone(group):
     assert CPO().metrics(group((-6.0,), length=[[3]])) == {}
 
 
+def test_with_a_mean_over_tokens_the_anchor_counts_a_long_completion_as_its_tokens(group):
+    # 8 nats over 4 tokens and 1 over 1: by sequences (2 + 1) / 2, by tokens 9 / 5
+    groups = group((-8.0, 0.0), (-1.0, 0.0), length=[[4, 0], [1, 0]], mask=[[True, False]] * 2)
+    assert CPO(anchor=2.0)(groups).mean().item() == approx(2 * 1.5)
+    assert CPO(anchor=2.0, mean="token")(groups).mean().item() == approx(2 * 9 / 5)
+
+
 def test_there_is_no_reference_in_its_figures(group):
     found = CPO(beta=0.1).metrics(group((-2.0, -8.0), (-3.0, -1.0)))
     assert found == {"accuracy": 0.5, "margin": approx(0.1 * (6 - 2) / 2), "chosen_logp": -2.5, "rejected_logp": -4.5}
 
 
-@pytest.mark.parametrize("options", [{"beta": 0.0}, {"beta": nan}, {"anchor": -1.0}])
+@pytest.mark.parametrize("options", [{"beta": 0.0}, {"beta": nan}, {"anchor": -1.0}, {"mean": "constant"}])
 def test_options_out_of_range_are_config_errors(options):
     with pytest.raises(ConfigError, match="beta"):
         registry.create("align/cpo", options)

@@ -198,8 +198,9 @@ def test_orpo_over_whole_texts_equals_that_of_the_orpo_trainer_on_prompts_and_an
 
 def test_a_mean_over_completions_is_another_where_chosen_ones_differ_in_length(model, tmp_path):
     batch = Batch(UNEQUAL)
-    ours, theirs = batch.ours(ORPO(beta=0.3))[0], contrastive_trainer("orpo", batch, model, tmp_path, beta=0.3)[0]
-    assert abs(float(ours) - float(theirs)) > 0.01
+    for kind, objective in (("orpo", ORPO(beta=0.3)), ("cpo", CPO(beta=0.3))):
+        ours, theirs = batch.ours(objective)[0], contrastive_trainer(kind, batch, model, tmp_path, beta=0.3)[0]
+        assert abs(float(ours) - float(theirs)) > 0.01
 
 
 def test_simpo_equals_that_of_the_cpo_trainer_without_its_likelihood_term(batch, model, tmp_path):
@@ -207,9 +208,11 @@ def test_simpo_equals_that_of_the_cpo_trainer_without_its_likelihood_term(batch,
     compare(batch.ours(SimPO(beta=2.5, gamma_beta_ratio=0.4)), peer)
 
 
-def test_cpo_equals_that_of_the_cpo_trainer(batch, model, tmp_path):
+@pytest.mark.parametrize(("mean", "sizes"), [("sequence", SIZES), ("token", UNEQUAL)])
+def test_cpo_equals_that_of_the_cpo_trainer(model, tmp_path, mean, sizes):
+    batch = Batch(sizes)
     peer = contrastive_trainer("cpo", batch, model, tmp_path, loss_type="sigmoid", beta=0.3, cpo_alpha=0.5)
-    compare(batch.ours(CPO(beta=0.3, anchor=0.5)), peer)
+    compare(batch.ours(CPO(beta=0.3, anchor=0.5, mean=mean)), peer)
 
 
 def test_conservative_dpo_under_a_flat_reference_equals_the_smoothed_loss_of_the_cpo_trainer(batch, model, tmp_path):

@@ -12,10 +12,12 @@ from torch import Tensor
 from fiducial.core.errors import DataError
 from fiducial.core.records import Group
 from fiducial.core.roles import Objective
-from fiducial.training.objective import GroupLogProbs, keep
+from fiducial.training.objective import GroupLogProbs, Step, keep
 
 LabelSource = Literal["targets", "rewards"]
 """The field of a group that says how good its completions are."""
+Mean = Literal["sequence", "token"]
+"""What counts alike in a mean log-probability: each completion, or each token of a step."""
 
 
 class LikelihoodObjective(Objective):
@@ -109,9 +111,15 @@ def per_token(values: Tensor, policy: GroupLogProbs) -> Tensor:
     return values / policy.length.clamp(min=1)
 
 
-def likelihood(policy: GroupLogProbs) -> Tensor:
-    """Mean log-probability per token of the preferred completion (their mean under a soft label), [G], in nats."""
-    return (policy.targets * per_token(policy.logp, policy)).sum(1)
+def likelihood(policy: GroupLogProbs, mean: Mean = "sequence") -> Tensor:
+    """Mean log-probability per token of the preferred completion (their mean under a soft label), [G], in nats.
+
+    With the mean "token" their sum instead, divided by the preferred tokens per group of the whole step: the loop divides by groups, so
+    that each token of a step counts alike.
+    """
+    if mean == "sequence":
+        return (policy.targets * per_token(policy.logp, policy)).sum(1)
+    return (policy.targets * policy.logp).sum(1) / (policy.step or Step.of(policy)).preferred_tokens
 
 
 def preference_metrics(score: Tensor, policy: GroupLogProbs, reference: GroupLogProbs | None, *, better: Tensor) -> dict[str, float]:

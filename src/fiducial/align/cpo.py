@@ -6,20 +6,21 @@ Use it when:  the point is where the model decides between two answers (refuse o
               To stay close to a reference use align/dpo.
 Formula:      loss = -p log sigmoid(z) - (1 - p) log sigmoid(-z) + anchor * (-w / |y_w|), z = beta * (w - l), with
               w = sum_t log pi(y_w[t] | x, y_w[<t]) and l likewise for y_l, in nats; groups of one completion have the last term alone.
+              With mean=token the last term of a step is anchor times minus the sum over its preferred tokens, divided by their number.
 Defaults:     beta 0.1 (paper), anchor 1.0 (paper), learning rate 1e-6 as for align/dpo.
-Limits:       nothing holds the policy to the base model but the anchor; sums favour short responses.
+Limits:       nothing holds the policy to the base model but the anchor; sums favour short responses. TRL takes the anchor with mean=token.
 Source:       Xu et al. 2024, arXiv:2401.08417, eq. 6; the same pair term with beta 1 is logistic regression on the two answers.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import ClassVar, final, get_args
 
 import torch.nn.functional as F
 from torch import Tensor
 
-from fiducial.align.base import PairObjective, likelihood
+from fiducial.align.base import Mean, PairObjective, likelihood
 from fiducial.training.objective import GroupLogProbs
 
 
@@ -36,14 +37,16 @@ class CPO(PairObjective):
     """Sharpness of the contrast; > 0."""
     anchor: float = 1.0
     """Weight of the preferred completion's negative log-likelihood per token; >= 0."""
+    mean: Mean = "sequence"
+    """What counts alike in the anchor: each completion (the paper), or each token of a step, so that long ones count more."""
 
     def __post_init__(self) -> None:
-        if not (self.beta > 0 and self.anchor >= 0):
-            raise ValueError(f"beta must be > 0 and anchor >= 0, got {self.beta} and {self.anchor}")
+        if not (self.beta > 0 and self.anchor >= 0) or self.mean not in get_args(Mean):
+            raise ValueError(f"beta must be > 0, anchor >= 0 and mean sequence or token, got {self.beta}, {self.anchor} and {self.mean}")
 
     def __call__(self, policy: GroupLogProbs, reference: GroupLogProbs | None = None) -> Tensor:
         """Loss per group, [G], in nats."""
-        return self.contrast(policy) - self.anchor * likelihood(policy)
+        return self.contrast(policy) - self.anchor * likelihood(policy, self.mean)
 
     def score(self, policy: GroupLogProbs, reference: GroupLogProbs | None) -> Tensor:
         """Beta times the log-probability, [G, K]."""
