@@ -20,6 +20,20 @@ def test_the_dtype_is_the_one_asked_for(folder):
     assert next(loading.load(folder, dtype="float32").module.parameters()).dtype == torch.float32
 
 
+def test_a_model_of_which_weights_would_stay_on_the_disk_is_refused(folder, monkeypatch):
+    from transformers import AutoModelForCausalLM
+
+    read = AutoModelForCausalLM.from_pretrained
+
+    def spread(*args, device_map=None, **options):
+        module, report = read(*args, **options)
+        return module.to("meta"), report  # as accelerate leaves what it puts on the disk
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", spread)
+    with pytest.raises(ModelError, match="does not fit into the memory"):
+        loading.load(folder, device="auto", dtype="float32")
+
+
 def test_an_unknown_dtype_or_device_is_a_config_error(folder):
     with pytest.raises(ConfigError, match="bfloat15"):
         loading.load(folder, dtype="bfloat15")
@@ -84,6 +98,8 @@ def test_bfloat16_is_chosen_where_the_processor_has_instructions_for_it(monkeypa
         monkeypatch.setattr(loading, "Path", lambda _, flags=flags: Info(flags))
         assert loading.fast_dtype("cpu") == expected
     assert loading.fast_dtype("cuda") == "bfloat16"
+    monkeypatch.setattr(loading, "default_device", lambda: "cpu")
+    assert loading.fast_dtype("auto") == "float32"
 
 
 def test_a_hub_name_that_is_not_here_is_one_line(monkeypatch, tmp_path):

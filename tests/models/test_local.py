@@ -173,6 +173,15 @@ def test_a_save_that_fails_leaves_the_old_folder(model, tmp_path, monkeypatch, e
     assert load(folder, dtype="float32").fingerprint == model.fingerprint
 
 
+def test_the_width_is_that_of_the_states_the_head_reads(model):
+    from transformers import OPTConfig, OPTForCausalLM
+
+    assert model.width == 32
+    shape = {"vocab_size": 32, "hidden_size": 16, "ffn_dim": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "word_embed_proj_dim": 8}
+    model.module = OPTForCausalLM(OPTConfig(**shape)).eval()
+    assert model.width == 8
+
+
 def test_a_replaced_module_gets_its_own_engine(model):
     engine = model.engine
     assert model.engine is engine

@@ -9,7 +9,7 @@ import pytest
 
 from fiducial.core.errors import ConfigError, EndpointError, MissingExtraError, ModelError
 from fiducial.core.records import Message, user
-from fiducial.models.remote import FIRST, RemoteModel
+from fiducial.models.remote import FIRST, LAST, RemoteModel
 
 GARBAGE = object()
 SOON = {"retry-after-ms": "5"}
@@ -216,9 +216,28 @@ def test_when_the_endpoint_goes_away_later_it_is_noticed(server, connect):
 
 def test_prompts_that_are_refused_say_nothing_about_the_endpoint(server, connect):
     server.reply = lambda *_: error(400, "context too long")
-    groups = connect().sample([user(str(i)) for i in range(30)])
+    groups = connect().sample([user(str(i)) for i in range(LAST - 1)])
     assert {g[0].finish for g in groups} == {"error"}
     assert "context too long" in groups[0][0].error
+
+
+def test_an_endpoint_that_refuses_everything_is_asked_no_further_and_the_field_it_refuses_can_be_left_out(server, connect):
+    server.reply = lambda body, _: error(400, "no 'max_tokens'") if "max_tokens" in body or "temperature" in body else answer()
+    with pytest.raises(EndpointError, match=r"20 requests failed and none succeeded, the last with: .*max_tokens"):
+        connect(concurrency=1).sample([user(str(i)) for i in range(50)])
+    assert len(server.asked) == LAST
+    body = {"max_tokens": None, "temperature": None, "max_completion_tokens": 9}
+    ((found,),) = connect(body=body).sample([user("x")])
+    assert found.text == "hello"
+    assert server.asked[-1]["max_completion_tokens"] == 9
+
+
+def test_a_prompt_that_the_providers_filter_refuses_is_filtered(server, connect):
+    server.reply = lambda *_: error(400, "the prompt was filtered", "content_filter")
+    model = connect()
+    (group,) = model.sample([user("x")], k=2, temperature=1.0)
+    assert [c.finish for c in group] == ["filtered", "filtered"]
+    assert model.usage.failed == 0
 
 
 @pytest.mark.parametrize(("status", "code", "advice"), [(401, None, "OPENAI_API_KEY"), (403, None, "OPENAI_API_KEY"), (404, None, "model name 'm'")])

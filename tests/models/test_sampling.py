@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from fiducial.core.errors import ConfigError, DataError
-from fiducial.models import decoding
+from fiducial.models import decoding, sampling
 from fiducial.models.sampling import _draw, _shared, generate
 
 SMALL = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
@@ -319,3 +319,13 @@ def test_prompts_of_a_larger_list_draw_by_their_numbers_there(llama, prompts):
     expected = generate(llama, prompts[:3], **settings)[2][0].tokens
     assert generate(llama, [prompts[2]], numbers=[2], **settings)[0][0].tokens == expected
     assert generate(llama, [prompts[2]], **settings)[0][0].tokens != expected
+
+
+def test_slots_are_as_many_as_fit_into_the_memory_for_them():
+    from fiducial.models.tiny import tiny
+
+    wide = tiny("llama", num_key_value_heads=4, head_dim=32)
+    assert decoding.slot_bytes(wide) == 2 * 2 * 4 * 32 * 4  # keys and values, layers, heads, width, bytes
+    assert sampling._batch_tokens(wide) == sampling.BATCH_TOKENS
+    assert sampling._batch_tokens(tiny("llama", num_key_value_heads=4, head_dim=32 * 1024, hidden_size=8)) == sampling.CACHE // (2048 * 1024)
+    assert decoding.slot_bytes(tiny("gpt2", dtype=torch.bfloat16)) == 2 * 2 * 32 * 2

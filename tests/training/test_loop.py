@@ -402,6 +402,14 @@ def test_the_first_gradient_after_steps_without_one_does_not_stop(made, tmp_path
     assert (result.steps, result.stop) == (20, "")
 
 
+def test_a_part_of_a_pass_is_not_a_step_too_long():
+    """1.1 times 100 is 110.00000000000001 in floating point."""
+    asked = options(epochs=1.1, batch=1)
+    assert loop.planned_steps(100, asked) == 110
+    assert loop.batch(110, 100, asked) == []
+    assert loop.planned_steps(7, options(epochs=1.5, batch=4)) == 3  # 11 groups
+
+
 def test_every_group_is_seen_once_per_pass_in_an_order_that_the_seed_decides():
     def order(seed):
         seen = []

@@ -2,9 +2,12 @@
 
 import pytest
 import torch
+from peft import IA3Config, LoraConfig
 
 from fiducial.core.errors import ConfigError
 from fiducial.models import adapters
+from fiducial.models.forest import Paths
+from fiducial.models.scoring import Engine
 from fiducial.models.tiny import tiny
 from fiducial.training import lora
 
@@ -110,6 +113,28 @@ def test_only_the_adapter_is_trainable_and_without_one_everything():
         lora.make_trainable(module)
     assert {("lora_" in n) for n, p in adapted.named_parameters() if p.requires_grad} == {True}
     assert all(p.requires_grad for p in plain.parameters())
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (LoraConfig(r=2, task_type="CAUSAL_LM", target_modules=["q_proj"], modules_to_save=["lm_head"]), "whole layers \\(lm_head\\)"),
+        (LoraConfig(r=2, task_type="CAUSAL_LM", target_modules=["q_proj"], bias="all"), "whole layers \\(biases\\)"),
+        (IA3Config(task_type="CAUSAL_LM", target_modules=["k_proj"], feedforward_modules=[]), "weights of the kind IA3"),
+    ],
+)
+def test_an_adapter_from_elsewhere_that_would_train_in_part_is_refused(config, message):
+    with pytest.raises(ConfigError, match=message):
+        lora.make_trainable(adapters.add(tiny("llama"), config))
+
+
+def test_an_adapter_on_the_embeddings_is_scored():
+    module = adapters.add(tiny("llama"), LoraConfig(r=2, task_type="CAUSAL_LM", target_modules=["embed_tokens", "q_proj"]))
+    for name, p in module.named_parameters():
+        if "lora_embedding" in name:
+            p.data = 0.2 * torch.randn(p.shape, generator=torch.Generator().manual_seed(len(name)))
+    by_hand = logits(module)[0, :-1].log_softmax(-1).gather(1, IDS[0, 1:, None]).sum()
+    assert Engine(module).score(Paths(IDS.tolist(), [1])).path_logp.item() == pytest.approx(by_hand.item(), abs=1e-4)
 
 
 def test_off_is_the_base_model_and_then_it_is_on_again():

@@ -8,10 +8,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 import yaml
 
 from fiducial.core.errors import ConfigError
 from fiducial.training import sharding
+from fiducial.training.processes import accelerator_on
 
 SCRIPT = Path(__file__).with_name("trainers.py")
 CONFIG = Path(__file__).resolve().parents[2] / "docs" / "guides" / "accelerate-fsdp2.yaml"
@@ -230,3 +232,12 @@ def test_a_process_that_follows_keeps_no_run(monkeypatch, tmp_path):
         Run.create("loop", {}, {}, 0, root=tmp_path)
     monkeypatch.setenv("RANK", "0")
     assert Run.create("loop", {}, {}, 0, root=tmp_path).id
+
+
+def test_a_model_on_the_cpu_can_be_trained_after_one_on_another_device():
+    from accelerate.state import AcceleratorState, PartialState
+
+    assert accelerator_on(torch.device("cpu")).device.type == "cpu"
+    for state in (PartialState, AcceleratorState):  # as training on a GPU leaves them
+        state._shared_state["device"] = torch.device("cuda")
+    assert accelerator_on(torch.device("cpu")).device.type == "cpu"

@@ -8,6 +8,7 @@ from fiducial.align.exo import EXO
 from fiducial.align.grpo import GRPO
 from fiducial.align.sft import SFT
 from fiducial.core.records import Completion, Group, Prompt, user
+from fiducial.models.chat import Chat
 from fiducial.models.scripted import tiny
 from fiducial.training import lora, samples
 from fiducial.training.online_options import OnlineOptions
@@ -40,6 +41,16 @@ def test_what_is_trained_on_are_the_drawn_tokens_and_the_end_where_there_was_one
     asked = tuple(model.encode(user("hello"))[0])
     assert data.paths.ids == ((*asked, 9, 8, end), (*asked, 9), (*asked, end))
     assert data.parts.length.tolist() == [[3, 1, 1]]
+
+
+def test_without_an_end_token_in_the_tokenizer_an_answer_ends_with_the_first_of_the_configuration(model):
+    model.tokenizer.chat_template = model.tokenizer.eos_token = None
+    model.chat = Chat(model.tokenizer)
+    model.module.generation_config.eos_token_id = [7, 4]
+    model.module.config.eos_token_id = 7
+    with pytest.warns(UserWarning, match="no chat template"):
+        data = samples.data(model, [Group(prompt=PROMPTS[0], completions=(Completion(text="a", tokens=(9,)),))], max_length=512)
+    assert data.paths.ids[0][-2:] == (9, 4)
 
 
 def test_what_does_not_fit_is_left_out_and_counted(model):

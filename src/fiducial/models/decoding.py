@@ -15,9 +15,9 @@ from torch import Tensor
 from transformers.cache_utils import Cache
 
 from fiducial.models.attention import products
-from fiducial.models.limits import limits
+from fiducial.models.limits import limits, setting
 
-__all__ = ["Decoder", "base_of", "checked_length", "mask_style"]
+__all__ = ["Decoder", "base_of", "checked_length", "mask_style", "slot_bytes"]
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +37,15 @@ AGREEMENT_16_BITS = 0.1
 
 _REFUSALS = (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError)
 _styles: dict[tuple[object, ...], MaskStyle | None] = {}
+
+
+def slot_bytes(module: Any) -> int:
+    """Memory that a token takes in the cache, by the configuration."""
+    base = base_of(module)
+    config = base.config.get_text_config()
+    width, heads = setting(config, "hidden_size") or 1, setting(config, "num_attention_heads") or 1
+    values = (setting(config, "num_key_value_heads") or heads) * (setting(config, "head_dim") or width // heads)
+    return 2 * int(setting(config, "num_hidden_layers") or 1) * int(values) * int(base.dtype.itemsize)
 
 
 def base_of(module: Any) -> Any:

@@ -84,7 +84,7 @@ def fetch(name: str, *, revision: str | None = None) -> Path:
 
 def fast_dtype(device: str) -> str:
     """bfloat16 on CUDA and on processors with instructions for it (twice as fast as float32 there), else float32."""
-    if device != "cpu":
+    if (default_device() if device == "auto" else device) != "cpu":
         return "bfloat16"
     try:
         flags = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
@@ -133,6 +133,8 @@ def _read(folder: Path, dtype: str, device: str, uri: str) -> tuple[Any, torch.n
             )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"{uri} cannot be opened: {adapters.first_line(error)}", hint="check that the folder is complete and the model causal") from error
+    if any(p.device.type == "meta" for p in module.parameters()):
+        raise ModelError(f"{uri} does not fit into the memory of all devices, so that weights would stay on the disk", hint="free memory, or add devices")
     missing = sorted(report["missing_keys"])
     if missing:
         raise ModelError(f"{uri} lacks {len(missing)} weights, such as {missing[0]}, which would be random", hint="give a complete causal language model")

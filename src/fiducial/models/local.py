@@ -128,9 +128,9 @@ class LocalModel(WhiteBox):
 
     @property
     def width(self) -> int:
-        """Features of a hidden state."""
+        """Features of a final hidden state, as the head reads it."""
         module: Any = self.module
-        return int(module.config.get_text_config().hidden_size)
+        return int(module.get_output_embeddings().in_features)
 
     def encode(self, conversation: Conversation, completion: str | None = None, *, end: bool = True) -> tuple[list[int], int]:
         """See `Chat.encode`."""

@@ -82,8 +82,8 @@ class Anatomy:
     def embedding(self) -> nn.Embedding:
         """The input embedding."""
         found: Any = self.causal.get_input_embeddings()
-        # peft's wrapper of an embedding with new tokens puts the matrix together anew each time it is asked for it
-        embedding: nn.Embedding = getattr(found, "original_module", found)
+        # peft's wrapper of an embedding with new tokens puts the matrix together anew each time it is asked for it; that of LoRA has no size
+        embedding: nn.Embedding = getattr(found, "original_module", getattr(found, "base_layer", found))
         return embedding
 
 

@@ -32,7 +32,7 @@ OPENAI = "https://api.openai.com/v1"
 FIRST = 5
 """When as many requests have failed and none has succeeded, the endpoint is at fault and not the requests."""
 LAST = 20
-"""So many failures in a row after earlier successes mean that the endpoint has gone."""
+"""So many failures in a row after earlier successes mean that the endpoint has gone; as many requests at fault before any, that all of them will be."""
 FINISH: dict[str, Literal["stop", "length", "filtered"]] = {"length": "length", "content_filter": "filtered"}
 """The server's reasons to end; every other one is a stop."""
 REQUEST_AT_FAULT = (400, 413, 422)
@@ -69,7 +69,7 @@ class RemoteModel(Model):
     `api_key` defaults to OPENAI_API_KEY. `timeout` is in seconds, per try. `prefill` says that the server continues a last
     assistant turn (`continue_final_message` of vLLM and SGLang); without it such conversations are answered by `error`.
     `logprobs` asks for log-probabilities. `cache` keeps answers on disk (True: in the cache folder; a path: there; False: not).
-    `body` holds further fields of every request. Raises MissingExtraError without the openai package.
+    `body` holds further fields of every request; None leaves a field out that would be sent. Raises MissingExtraError without the openai package.
     """
 
     def __init__(
@@ -195,6 +195,10 @@ class RemoteModel(Model):
                 raw = await self._client.chat.completions.with_raw_response.create(**self._request(conversation, indices, settings))
             completions = self._read(raw.http_response.json(), len(indices), settings.stop)
         except openai.APIStatusError as error:
+            if error.code == "content_filter":  # Azure refuses a prompt so
+                self.usage.requests += 1
+                self._in_row = 0
+                return [Completion(text="", finish="filtered")] * len(indices)
             if error.status_code in REQUEST_AT_FAULT and len(indices) > 1:
                 return []  # perhaps because of `n`: the caller asks for one at a time
             return self._failed(f"status {error.status_code}: {_short(error.message)}", len(indices), status=error.status_code, code=error.code)
@@ -236,7 +240,8 @@ class RemoteModel(Model):
             fields["stop"] = list(settings.stop)
         if self.logprobs:
             fields["logprobs"] = True
-        extra = dict(self.body)
+        fields = {name: value for name, value in fields.items() if self.body.get(name, "") is not None}
+        extra = {name: value for name, value in self.body.items() if value is not None}
         if conversation and conversation[-1].role == "assistant":
             extra |= {"continue_final_message": True, "add_generation_prompt": False}
         return fields | ({"extra_body": extra} if extra else {})
@@ -271,6 +276,9 @@ class RemoteModel(Model):
         elif self._in_row >= (FIRST if fresh else LAST):
             hint = "look at the server's log; what was answered is kept, so repeating the command goes on from here"
             why = f"{self._in_row} requests in a row failed, the last with: {why}"
+        elif fresh and not self.usage.cached and self.usage.failed >= LAST:
+            hint = 'what does this endpoint refuse? body={"FIELD": None} leaves a field out, body={"FIELD": value} adds one'
+            why = f"{self.usage.failed} requests failed and none succeeded, the last with: {why}"
         if hint:
             raise EndpointError(f"{self.address}: {why}", hint=hint)
         return [Completion(text="", finish="error", error=f"{self.address}: {why}")] * n

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from fiducial.core.errors import ConfigError, DataError
 from fiducial.models import abreast
-from fiducial.models.decoding import Decoder, MaskStyle, base_of, checked_length, mask_style
+from fiducial.models.decoding import Decoder, MaskStyle, base_of, checked_length, mask_style, slot_bytes
 from fiducial.models.head import logsumexp
 
 __all__ = ["Sampled", "generate"]
@@ -31,7 +31,9 @@ __all__ = ["Sampled", "generate"]
 log = logging.getLogger(__name__)
 
 BATCH_TOKENS = 24_576
-"""Slots of the cache that are held at once; 23 kB each for a model of 135M parameters in bfloat16."""
+"""Slots of the cache that are held at once, unless they need more memory than `CACHE`; 23 kB each for a model of 135M parameters in bfloat16."""
+CACHE = 2 << 30
+"""Bytes of the cache on a CPU; elsewhere it may take an eighth of the device's memory."""
 ROWS_EACH = 16
 """Fewer rows are not worth a thread of their own."""
 CACHED_ROWS = 16
@@ -112,7 +114,7 @@ def generate(
     banned: Collection[int] = (),
     seed: int = 0,
     arrived: Arrived | None = None,
-    batch_tokens: int = BATCH_TOKENS,
+    batch_tokens: int | None = None,
     stop_check: StopCheck | None = None,
 ) -> list[list[Sampled]]:
     """`k` completions of each prompt (token ids), in the order of the prompts; `arrived(index, completions)` as soon as they are there.
@@ -121,11 +123,13 @@ def generate(
     likeliest token. A draw depends on `seed`, the number of the prompt and of the sample, not on what else is in the batch; `numbers`
     are those of the prompts where they are part of a larger list, 0, 1, ... by default.
     `banned` tokens have probability 0, and the others what they would have without them.
-    `stop_check` sees the tokens so far, the newest included, and ends the completion after it. `batch_tokens` bounds the memory.
+    `stop_check` sees the tokens so far, the newest included, and ends the completion after it. `batch_tokens` bounds the memory, by
+    default as `BATCH_TOKENS` and `CACHE` say.
 
     Raises ConfigError for an option out of range, DataError for an empty prompt.
     """
     settings = Settings(max_tokens, temperature, top_p, frozenset(eos), seed, frozenset(banned), stop_check)
+    batch_tokens = _batch_tokens(module) if batch_tokens is None else batch_tokens
     _validate(prompts, settings, k=k, batch_tokens=batch_tokens)
     results = _Results(len(prompts), k, arrived)
     rows = _rows(prompts, k, settings, range(len(prompts)) if numbers is None else numbers)
@@ -133,6 +137,12 @@ def generate(
         for row in _finished(module, rows, settings, batch_tokens):
             results.add(row)
     return results.completions
+
+
+def _batch_tokens(module: torch.nn.Module) -> int:
+    device = base_of(module).device
+    room = torch.cuda.get_device_properties(device).total_memory // 8 if device.type == "cuda" else CACHE
+    return max(1, min(BATCH_TOKENS, room // slot_bytes(module)))
 
 
 def _validate(prompts: Sequence[Sequence[int]], settings: Settings, *, k: int, batch_tokens: int) -> None:

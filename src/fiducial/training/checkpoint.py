@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fiducial.core.errors import StorageError
-from fiducial.core.store import disk_errors, sync_folder
+from fiducial.core.store import disk_errors, sync_folder, sync_tree
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +54,7 @@ def save(
             save_file({k: v.contiguous() for k, v in found.items()}, beside / "weights.safetensors")
             save_file({k: v.contiguous() for k, v in moments.items()} | {"rng": torch.get_rng_state()}, beside / "optimizer.safetensors")
             (beside / STATE).write_text(json.dumps({"step": step} | state), encoding="utf-8")
-            _sync(beside)
+            sync_tree(beside)
             shutil.rmtree(target, ignore_errors=True)
             beside.rename(target)
             sync_folder(folder)
@@ -131,17 +130,6 @@ def clear(folder: Path) -> None:
     """Removes all checkpoints; called when the model itself has been written."""
     for old in folder.glob("*checkpoint-*"):
         shutil.rmtree(old, ignore_errors=True)
-
-
-def _sync(folder: Path) -> None:
-    """Waits until every file of a folder is on the disk: a name must not outlive its content."""
-    for path in folder.iterdir():
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-    sync_folder(folder)
 
 
 def _step(path: Path) -> int:

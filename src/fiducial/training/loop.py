@@ -25,7 +25,7 @@ from fiducial.training import checkpoint, heldout, lora, reference, sharding
 from fiducial.training.data import Data
 from fiducial.training.objective import GroupLogProbs
 from fiducial.training.options import TrainOptions
-from fiducial.training.processes import agreed
+from fiducial.training.processes import accelerator_on, agreed
 from fiducial.training.schedule import exploded, rate
 from fiducial.training.scratch import begin_from_scratch
 from fiducial.training.updates import Updates
@@ -93,9 +93,7 @@ def train(
     trained model afterwards. Raises DataError when no group can be used, FiducialError when the loss is no longer a number or a policy does not begin at
     its reference, and ConfigError for a configuration of accelerate that cannot be followed, or a rank that was set and is not that of the model's adapter.
     """
-    from accelerate import Accelerator
-
-    accelerator = Accelerator(cpu=model.device.type == "cpu")
+    accelerator = accelerator_on(model.device)
     folder = agreed(accelerator, folder)
     shared_out = sharding.wanted(accelerator)
     if shared_out and (watch or objective.controlled):
@@ -152,12 +150,17 @@ def has_added(model: LocalModel, folder: Path) -> bool:
 
 def planned_steps(groups: int, options: TrainOptions) -> int:
     """Optimizer steps that `groups` groups take, when none is left out."""
-    return max(1, math.ceil(options.epochs * groups / options.batch))
+    return max(1, math.ceil(_places(groups, options) / options.batch))
+
+
+def _places(groups: int, options: TrainOptions) -> int:
+    """Groups that are seen, each as often as it is; 1.1 times 100 is a little more than 110 in floating point."""
+    return math.ceil(round(options.epochs * groups, 6))
 
 
 def batch(step: int, groups: int, options: TrainOptions) -> list[int]:
     """Groups of a step: consecutive pieces of one shuffled pass after another, a function of seed and step alone."""
-    places = range(step * options.batch, min((step + 1) * options.batch, math.ceil(options.epochs * groups)))
+    places = range(step * options.batch, min((step + 1) * options.batch, _places(groups, options)))
     orders: dict[int, list[int]] = {}
     for epoch in {p // groups for p in places}:
         generator = torch.Generator().manual_seed(int(digest([options.seed, epoch])[:15], 16))

@@ -85,10 +85,21 @@ def _bypassed(module: nn.Module) -> list[str] | None:
 
 
 def make_trainable(module: nn.Module) -> None:
-    """Gradients for the adapter alone, or for all weights of a model without one."""
+    """Gradients for the adapter alone, or for all weights of a model without one. Raises ConfigError for an adapter of which only part would train."""
     adapted = adapters.is_adapted(module)
+    if adapted:
+        _refuse_foreign(module)
     for name, p in module.named_parameters():
         p.requires_grad_(not adapted or _of_adapter(name))
+
+
+def _refuse_foreign(module: nn.Module) -> None:
+    wrapped: Any = module
+    said = wrapped.active_peft_config.to_dict()
+    whole = [*(said.get("modules_to_save") or ()), *(["biases"] if said.get("bias", "none") != "none" else ())]
+    if whole or not any(_of_adapter(name) for name, _ in module.named_parameters()):
+        what = f"whole layers ({', '.join(whole)})" if whole else f"weights of the kind {wrapped.active_peft_config.peft_type.value}"
+        raise ConfigError(f"the model's adapter holds {what}, which are not trained here", hint="merge the adapter into its base model, and train that")
 
 
 def refuse_ignored(module: nn.Module, options: TrainOptions) -> None:

@@ -40,7 +40,7 @@ from fiducial.training.online_options import OnlineOptions
 from fiducial.training.online_task import Task, bounds, check, fitting, labelled, spread, valued
 from fiducial.training.options import TrainOptions
 from fiducial.training.policy_gradient import SampledObjective
-from fiducial.training.processes import agreed, shared
+from fiducial.training.processes import accelerator_on, agreed, shared
 from fiducial.training.rewards import Mixture, Scale, Values, mean, without_end
 from fiducial.training.schedule import exploded, rate
 from fiducial.training.updates import Updates
@@ -103,10 +103,8 @@ def learn(
     nothing had happened; groups of repeated steps go to `sink` again, equal to those before. Raises ConfigError for options that do not
     fit together, DataError when a reward cannot score anything, FiducialError when the loss is no longer a number.
     """
-    from accelerate import Accelerator
-
     check(task, objective, options, online)
-    accelerator = Accelerator(cpu=model.device.type == "cpu")
+    accelerator = accelerator_on(model.device)
     folder = agreed(accelerator, folder)
     if sharding.wanted(accelerator):
         raise ConfigError("a model whose weights are shared out cannot be sampled from while it learns", hint="learn from rewards without FSDP")

@@ -15,6 +15,17 @@ T = TypeVar("T")
 S = TypeVar("S")
 
 
+def accelerator_on(device: torch.device) -> Accelerator:
+    """What knows of the other processes. In a process that trained on another kind of device before, accelerate is begun anew; several keep theirs."""
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState, PartialState
+
+    cpu = device.type == "cpu"
+    if PartialState._shared_state and (PartialState().device.type == "cpu") != cpu and PartialState().num_processes == 1:
+        AcceleratorState._reset_state(reset_partial_state=True)
+    return Accelerator(cpu=cpu)
+
+
 def agreed(accelerator: Accelerator, said: T) -> T:
     """What the main process says: clocks differ, and a process that stops alone leaves the others waiting."""
     told = [said]

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fiducial.core.records import Completion, Group, Prompt
+from fiducial.core.records import Group, Prompt
 from fiducial.core.roles import Objective
 from fiducial.models.forest import Paths
 from fiducial.models.local import LocalModel
@@ -52,7 +52,7 @@ def data(model: LocalModel, groups: Sequence[Group], *, max_length: int) -> Data
     """
     kept: list[Group] = []
     ids, starts, owner, lengths, left_out = [], [], [], [], 0
-    end = (model.tokenizer.convert_tokens_to_ids(model.chat.end),) if model.chat.end else ()
+    end = (model.tokenizer.convert_tokens_to_ids(model.chat.end),) if model.chat.end else tuple(sorted(model.eos_ids)[:1])
     for group in groups:
         asked, start = model.encode(group.prompt.messages)
         rows = [(*asked, *c.tokens, *(end if c.finish == "stop" else ())) for c in group.completions]
@@ -218,9 +218,3 @@ class Start:
     def _put(self, weights: Mapping[str, Tensor]) -> None:
         for name, value in weights.items():
             self.trainables.named[name].copy_(value)
-
-
-def ended(groups: Sequence[Group]) -> float:
-    """Share of the answers that came to their own end; NaN for none."""
-    found: list[Completion] = [c for g in groups for c in g.completions]
-    return sum(c.finish == "stop" for c in found) / len(found) if found else float("nan")
