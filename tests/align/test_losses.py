@@ -73,7 +73,8 @@ def evaluated(objective, order, facts):
     def flat(what):
         return torch.cat([getattr(facts[name], what) for name in names])
 
-    parts = replace(parts, tokens=replace(parts.tokens, given={"value": value, "old": flat("old")}))
+    answer = (parts.tokens.position == parts.spread(parts.length) - 1).float()  # the last token, where prompts are read too
+    parts = replace(parts, tokens=replace(parts.tokens, given={"value": value, "answer": answer, "old": flat("old")}))
     if isinstance(objective, SampledObjective):
         lessons = objective.lessons(parts.with_tokens(flat("old"), flat("values") + 0.1), parts.with_tokens(flat("reference")), room=5)
         parts = replace(parts, tokens=replace(parts.tokens, given=dict(lessons.given) | {"old": flat("old")}))
