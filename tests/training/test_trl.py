@@ -4,7 +4,6 @@ import warnings
 
 import pytest
 import torch
-
 from accelerate import Accelerator
 
 from fiducial.align.dft import DFT
@@ -163,10 +162,14 @@ def test_a_step_of_grpo_equals_trl(tmp_path):
         config = GRPOConfig(output_dir=str(tmp_path), beta=0.1, loss_type="grpo", use_cpu=True, bf16=False, gradient_checkpointing=False, report_to=[], **shape)
         data = datasets.Dataset.from_dict({"prompt": ["a", "b"]})
         trainer = GRPOTrainer(
-            policy.module, reward_funcs=lambda completions, **_: sum(REWARDS, []), args=config, train_dataset=data, processing_class=policy.tokenizer
+            policy.module,
+            reward_funcs=lambda completions, **_: [r for each in REWARDS for r in each],
+            args=config,
+            train_dataset=data,
+            processing_class=policy.tokenizer,
         )
         trainer.current_gradient_accumulation_steps = 1
-        drawn = sum(ANSWERS, [])
+        drawn = [a for each in ANSWERS for a in each]
         trainer._generate = lambda _: ([ids for ids in asked for _ in range(3)], drawn, None, ["x"] * 6, None, {}, None, [])
         inputs = trainer._generate_and_score_completions([{"prompt": p} for p in "aaabbb"])
         moved(policy)
