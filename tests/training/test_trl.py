@@ -161,13 +161,8 @@ def test_a_step_of_grpo_equals_trl(tmp_path):
         shape = {"per_device_train_batch_size": 6, "num_generations": 3, "num_iterations": 2, "max_completion_length": 9}
         config = GRPOConfig(output_dir=str(tmp_path), beta=0.1, loss_type="grpo", use_cpu=True, bf16=False, gradient_checkpointing=False, report_to=[], **shape)
         data = datasets.Dataset.from_dict({"prompt": ["a", "b"]})
-        trainer = GRPOTrainer(
-            policy.module,
-            reward_funcs=lambda completions, **_: [r for each in REWARDS for r in each],
-            args=config,
-            train_dataset=data,
-            processing_class=policy.tokenizer,
-        )
+        said = [r for each in REWARDS for r in each]
+        trainer = GRPOTrainer(policy.module, reward_funcs=lambda completions, **_: said, args=config, train_dataset=data, processing_class=policy.tokenizer)
         trainer.current_gradient_accumulation_steps = 1
         drawn = [a for each in ANSWERS for a in each]
         trainer._generate = lambda _: ([ids for ids in asked for _ in range(3)], drawn, None, ["x"] * 6, None, {}, None, [])
