@@ -138,13 +138,13 @@ def test_on_the_default_model_too_both_trainings_end_in_gates_that_decide_every_
         assert {c.outcome for c in decision.checks} <= {"pass", "fail"}
 
 
-def test_the_last_measured_run_of_the_whole_recipe_was_fast_enough_and_decided_every_rule(monkeypatch):
-    monkeypatch.syspath_prepend(BENCH)
-    bench = importlib.import_module("sft_dpo_exo")
+def test_the_record_of_the_whole_recipe_is_of_the_recipe_that_is_shipped():
+    """A recipe that was changed has to be measured again by bench/sft_dpo_exo.py, which says whether it was fast enough."""
     record = json.loads((BENCH / "results" / "sft_dpo_exo.json").read_text(encoding="utf-8"))
-    assert record["seconds"] < bench.MOST
-    assert record["gates"].keys() == {"dpo_gate", "exo_gate"}
-    assert {c["outcome"] for gate in record["gates"].values() for c in gate["checks"]} <= {"pass", "fail"}
+    steps = yaml.safe_load((SHIPPED / "sft_dpo_exo.yaml").read_text(encoding="utf-8"))["steps"]
+    assert list(record["steps"]) == [step["name"] for step in steps]
+    gates = {step["name"]: step["method"] for step in steps if step["method"].startswith("govern/")}
+    assert {name: gate["gate"] for name, gate in record["gates"].items()} == gates
 
 
 def test_demonstrations_pairs_dpo_and_exo_end_in_gates_that_decide_every_rule(done, monkeypatch):

@@ -125,6 +125,19 @@ def test_a_model_that_had_code_put_on_it_is_measured_itself(change, part):
     assert check(tiny("llama")).tree_mask == "additive"
 
 
+def test_a_verdict_on_a_model_with_code_put_on_it_is_kept_until_that_is_other_code():
+    model = tiny("llama")
+    wrapped(model.model)
+    first = check(model)
+    assert check(model) is first
+    del model.model.forward
+    model.model.forward = model.model.forward  # the class's own
+    second = check(model)
+    assert (first.tree_mask, second.tree_mask) == (None, "additive")
+    hooked(model.model)
+    assert check(model).tree_mask is None
+
+
 def test_an_adapter_and_what_makes_it_fast_need_no_new_verdict():
     model = tiny("llama")
     verdict = check(model)

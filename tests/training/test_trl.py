@@ -4,12 +4,14 @@ import warnings
 
 import pytest
 import torch
+from accelerate import Accelerator
 
 from fiducial.align.dft import DFT
 from fiducial.align.dpo import DPO
+from fiducial.align.grpo import GRPO
 from fiducial.align.sft import SFT
 from fiducial.models.scripted import tiny
-from fiducial.training import loop, updates
+from fiducial.training import loop, lora, samples, updates
 from fiducial.training.loop import train
 from fiducial.training.options import TrainOptions
 
@@ -114,3 +116,61 @@ def test_sigmoid_dpo_equals_trl(tmp_path):
         found = ours(DPO(beta=0.3), tmp_path / "ours")
     assert abs(found[0] - 0.6931) > 1e-3
     compare(found, peer)
+
+
+ANSWERS = [[[9, 40, 17], [30, 8, 8, 21, 60, 12], [25]], [[44, 10, 31, 16], [19, 52], [11, 36, 20, 9, 41]]]
+"""Tokens of the samples of two prompts."""
+REWARDS = [[1.0, 0.0, 2.5], [-1.0, 0.5, 0.25]]
+
+
+def moved(model):
+    """The policy after an update, so that no ratio is 1."""
+    with torch.no_grad():
+        model.module.lm_head.weight.mul_(1.1)
+    return model
+
+
+def sampled(reference, *, room):
+    """Loss and gradient of a step of GRPO on samples of a policy that has moved since."""
+    from fiducial.core.records import Completion, Group, Prompt, user
+
+    model, objective = tiny(), GRPO(beta=0.1)
+    drawn = [
+        Group(prompt=Prompt(messages=user(p)), completions=tuple(Completion(text="x", tokens=tuple(a), finish="length") for a in each), rewards=tuple(r))
+        for p, each, r in zip(PROMPTS, ANSWERS, REWARDS, strict=False)
+    ]
+    data = samples.data(model, drawn, max_length=512)
+    old, before = (m.engine.score(data.paths).edge_logp for m in (model, reference))
+    lessons = objective.lessons(data.parts.with_tokens(old), data.parts.with_tokens(before), room=room)
+    data = samples.with_given(data, {**lessons.given, "old": old})
+    lora.make_trainable(moved(model).module)
+    one = updates.Updates(model, objective, TrainOptions(batch=2, lora_rank=0, clip=1e9), Accelerator(cpu=True))
+    found = one.gradient(data, range(2), reference=data.parts.with_tokens(before))
+    return found["loss"], {n: m.grad.clone() for n, m in one.trainables.masters.items()}
+
+
+def test_a_step_of_grpo_equals_trl(tmp_path):
+    from trl import GRPOConfig, GRPOTrainer
+
+    policy, reference = tiny(), tiny(seed=3)
+    reference.module.save_pretrained(tmp_path / "reference")
+    policy.module.config._name_or_path = str(tmp_path / "reference")  # where it takes its reference from
+    asked = [policy.encode(g.prompt.messages)[0] for g in groups()[:2]]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        shape = {"per_device_train_batch_size": 6, "num_generations": 3, "num_iterations": 2, "max_completion_length": 9}
+        config = GRPOConfig(output_dir=str(tmp_path), beta=0.1, loss_type="grpo", use_cpu=True, bf16=False, gradient_checkpointing=False, report_to=[], **shape)
+        data = datasets.Dataset.from_dict({"prompt": ["a", "b"]})
+        said = [r for each in REWARDS for r in each]
+        trainer = GRPOTrainer(policy.module, reward_funcs=lambda completions, **_: said, args=config, train_dataset=data, processing_class=policy.tokenizer)
+        trainer.current_gradient_accumulation_steps = 1
+        drawn = [a for each in ANSWERS for a in each]
+        trainer._generate = lambda _: ([ids for ids in asked for _ in range(3)], drawn, None, ["x"] * 6, None, {}, None, [])
+        inputs = trainer._generate_and_score_completions([{"prompt": p} for p in "aaabbb"])
+        moved(policy)
+        trainer.model.zero_grad()
+        loss = trainer.compute_loss(trainer.model, inputs)
+        loss.backward()
+    peer = float(loss.detach()), {n: p.grad.clone() for n, p in trainer.model.named_parameters() if p.grad is not None}
+    assert abs(peer[0]) > 1e-3
+    compare(sampled(reference, room=9), peer)

@@ -4,12 +4,13 @@ Some architectures ignore a tree mask, apply their own window on top, or read di
 wrong numbers. A small trie is scored in every form and compared with single forward passes of the whole model. The verdict is kept
 for the life of the process per classes of the parts, configuration, attention implementation, dtype, device and size of the weights, with
 adapters or without: of weights as small as a random start has them, some layers say so little that a wrong mask does not show. One on a
-model that had code put on it holds for that model alone, and is not kept.
+model that had code put on it holds for that model and that code.
 """
 
 from __future__ import annotations
 
 import logging
+import weakref
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -66,6 +67,8 @@ class Verdict:
 
 
 _verdicts: dict[tuple[Hashable, ...], Verdict] = {}
+_own: weakref.WeakKeyDictionary[nn.Module, dict[tuple[Hashable, ...], Verdict]] = weakref.WeakKeyDictionary()
+"""Verdicts on models that had code put on them; they hold for that model and that code."""
 
 
 def check(module: nn.Module) -> Verdict:
@@ -77,10 +80,11 @@ def check(module: nn.Module) -> Verdict:
     one branch changes another's numbers by less than a third of the tolerance.
     """
     part = anatomy(module)
-    if _changed(part):
-        return _found(module, part)
+    put = _put_on(part)
+    known = _own.setdefault(part.causal, {}) if put else _verdicts
     kinds: Any = frozenset(kind for kind in set(map(type, part.causal.modules())) if kind.__module__.partition(".")[0] not in MASKLESS)
     key: tuple[Hashable, ...] = (
+        *put,
         kinds,
         sha256(part.causal.config.to_json_string(use_diff=False).encode()).hexdigest(),
         part.attention,
@@ -88,30 +92,31 @@ def check(module: nn.Module) -> Verdict:
         part.device.type,
         _sizes(part),
     )
-    if key not in _verdicts:
-        _verdicts[key] = _found(module, part)
-    return _verdicts[key]
+    if key not in known:
+        known[key] = _found(module, part)
+    return known[key]
 
 
-def _sizes(part: Anatomy) -> str:
-    """Root mean square of every matrix of the blocks to the nearest power of two: other ones than those the verdict was measured on are told by it."""
-    looked = []
-    for name, weights in part.layers.named_parameters():
-        if weights.ndim > 1 and weights.device.type != "meta" and "lora_" not in name:
-            values = weights.detach().reshape(-1)
-            looked.append(values[:: max(1, len(values) // LOOKED_AT)].float().square().mean().sqrt().log2().round().to(part.device))
-    return " ".join(map(str, torch.stack(looked).tolist())) if looked else ""
-
-
-def _changed(part: Anatomy) -> bool:
-    """Whether something was put on this model that models of its class do not have: a forward pass of its own in any part, or hooks on the whole.
+    put = _put_on(part)
+    known = _own.setdefault(part.causal, {}) if put else _verdicts
+    kinds: Any = frozenset(kind for kind in set(map(type, part.causal.modules())) if kind.__module__.partition(".")[0] not in MASKLESS)
+    key: tuple[Hashable, ...] = (
+        *put,
+        kinds,
 
     Hooks on blocks and below are taken to leave masks alone, as steering does; the passes that this package gives to adapters do.
     """
-    if any(module._forward_hooks or module._forward_pre_hooks for module in (part.causal, part.backbone)):
-        return True
-    own = (module.__dict__["forward"] for module in part.causal.modules() if "forward" in module.__dict__)
-    return any(getattr(getattr(forward, "__func__", forward), "__module__", None) != adapters.__name__ for forward in own)
+    hooks = (number for module in (part.causal, part.backbone) for number in (*module._forward_hooks, *module._forward_pre_hooks))
+    own = [module.__dict__["forward"] for module in part.causal.modules() if "forward" in module.__dict__]
+    return *hooks, *(_reference(forward) for forward in own if getattr(getattr(forward, "__func__", forward), "__module__", None) != adapters.__name__)
+
+
+def _reference(forward: Any) -> Hashable:
+    """Equal for the same function as long as that is there; never for another one at the same address."""
+    try:
+        return weakref.ref(forward)
+    except TypeError:  # of a class that takes no weak references
+        return object()
 
 
 def _found(module: nn.Module, part: Anatomy) -> Verdict:
