@@ -97,12 +97,18 @@ def check(module: nn.Module) -> Verdict:
     return known[key]
 
 
-    put = _put_on(part)
-    known = _own.setdefault(part.causal, {}) if put else _verdicts
-    kinds: Any = frozenset(kind for kind in set(map(type, part.causal.modules())) if kind.__module__.partition(".")[0] not in MASKLESS)
-    key: tuple[Hashable, ...] = (
-        *put,
-        kinds,
+def _sizes(part: Anatomy) -> str:
+    """Root mean square of every matrix of the blocks to the nearest power of two: other ones than those the verdict was measured on are told by it."""
+    looked = []
+    for name, weights in part.layers.named_parameters():
+        if weights.ndim > 1 and weights.device.type != "meta" and "lora_" not in name:
+            values = weights.detach().reshape(-1)
+            looked.append(values[:: max(1, len(values) // LOOKED_AT)].float().square().mean().sqrt().log2().round().to(part.device))
+    return " ".join(map(str, torch.stack(looked).tolist())) if looked else ""
+
+
+def _put_on(part: Anatomy) -> tuple[Hashable, ...]:
+    """What was put on this model that models of its class do not have: forward passes of its own in any part, and hooks on the whole.
 
     Hooks on blocks and below are taken to leave masks alone, as steering does; the passes that this package gives to adapters do.
     """
