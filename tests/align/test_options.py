@@ -46,7 +46,7 @@ def data(objective):
     groups = [group for group in map(objective.prepare, groups) if len(group.completions) >= objective.least]
     lengths = [torch.randint(1, 9, (len(group.completions),), generator=random).tolist() for group in groups]
     count = sum(map(sum, lengths))
-    last = torch.cat([torch.eye(length)[-1] for sizes in lengths for length in sizes])  # the answer, where prompts are read too
+    last = torch.tensor([float(i == length - 1) for sizes in lengths for length in sizes for i in range(length)])  # the answer, where prompts are read too
     parts = layout(groups, lengths, {"value": torch.randn(count, generator=random), "answer": last})
     noise = [0.3 * torch.randn(count, generator=random) for _ in range(4)]
     return parts, -1.5 + noise[0], -1.5 + noise[1], noise[2:], torch.randn(parts.mask.shape, generator=random)
