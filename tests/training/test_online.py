@@ -516,7 +516,7 @@ def test_options_of_training_from_data_are_refused_by_name(tmp_path, change):
 
 
 def test_demonstrations_that_do_not_fit_are_left_out_and_counted(tmp_path):
-    none, long, fine = (Group(prompt=PROMPTS[0], completions=c) for c in ((), (Completion(text="a" * 600),), (Completion(text="no"),)))
+    none, long, fine = (Group(prompt=PROMPTS[0], completions=c) for c in ((), (Completion(text="a" * 5000),), (Completion(text="no"),)))
     result, _ = ran(tmp_path, RLOO(), task(demonstrations=[none, long, fine]), epochs=1)
     assert result.demonstrations == 1
     with pytest.raises(DataError, match="none of 2 demonstrations can be imitated"):
@@ -531,7 +531,7 @@ def test_demonstrations_of_no_weight_change_nothing(tmp_path):
 
 
 def test_prompts_that_do_not_fit_are_left_out_and_counted(tmp_path):
-    long = Prompt(messages=user("a" * 600))
+    long = Prompt(messages=user("a" * 5000))
     result, _ = ran(tmp_path, RLOO(), Task([*PROMPTS, long], task().rewards), epochs=1)
     assert result.prompts == 4
     with pytest.raises(DataError, match="none of 1 prompts fits"):

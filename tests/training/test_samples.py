@@ -43,8 +43,9 @@ def test_what_is_trained_on_are_the_drawn_tokens_and_the_end_where_there_was_one
     assert data.parts.length.tolist() == [[3, 1, 1]]
 
 
-def test_without_an_end_token_in_the_tokenizer_an_answer_ends_with_the_first_of_the_configuration(model):
-    model.tokenizer.chat_template = model.tokenizer.eos_token = None
+def test_without_an_end_token_in_the_tokenizer_an_answer_ends_with_the_first_of_the_configuration():
+    model = tiny(template=False)
+    model.tokenizer.eos_token = None
     model.chat = Chat(model.tokenizer)
     model.module.generation_config.eos_token_id = [7, 4]
     model.module.config.eos_token_id = 7
