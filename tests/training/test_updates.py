@@ -244,11 +244,3 @@ def test_a_gradient_of_all_weights_in_two_threads_is_that_in_one(divided, object
     whole, sum_of_parts = (torch.cat([p.grad.flatten() for p in each.trainables.parameters if p.grad is not None]) for each in (one, two))
     assert whole.dtype == sum_of_parts.dtype == torch.float32
     assert (sum_of_parts - whole).norm() / whole.norm() < near
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_gradients_of_all_weights_reach_the_optimizer_in_the_order_of_their_weights(divided, dtype):
-    _, one = divided(SFT(), 2, dtype)
-    grads = [(p.grad.stride(), p.stride()) for p in one.trainables.parameters if p.grad is not None]
-    assert len(grads) > 15
-    assert all(grad == weight for grad, weight in grads)
