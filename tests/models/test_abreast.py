@@ -1,12 +1,13 @@
 """Work of one model in several threads."""
 
+import random
 import threading
 
 import pytest
 import torch
 
 from fiducial.models import sampling
-from fiducial.models.abreast import MOST, abreast, threads, together, twins
+from fiducial.models.abreast import MOST, abreast, divided, threads, together, twins
 from fiducial.models.scripted import tiny
 
 
@@ -29,6 +30,22 @@ def test_what_the_functions_give_comes_in_their_order_and_each_has_its_share_of_
     assert torch.get_num_threads() == 2
     assert len(set(ran_in)) == 2
     assert threading.current_thread() not in ran_in
+
+
+def test_parts_have_about_the_same_sum_and_hold_everything_once():
+    # the largest first, each to the emptiest: 5 | 4, then 3 to the second (7), 3 to the first (8), 3 to the second (10)
+    assert divided([3, 5, 3, 4, 3], 2) == [[1, 2], [0, 3, 4]]
+    draw = random.Random(0)
+    for count in range(1, MOST + 1):
+        sizes = [draw.randrange(1, 90) for _ in range(23)]
+        parts = divided(sizes, count)
+        assert len(parts) == count
+        assert sorted(i for part in parts for i in part) == list(range(23))
+        assert all(part == sorted(part) for part in parts)
+        sums = [sum(sizes[i] for i in part) for part in parts]
+        assert max(sums) - min(sums) <= max(sizes)
+    assert divided([7], 2) == [[0], []]
+    assert divided([], 2) == [[], []]
 
 
 def test_an_error_in_a_thread_is_raised_where_its_work_is_awaited(two_cores):

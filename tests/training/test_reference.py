@@ -1,5 +1,6 @@
 """The table of reference log-probabilities: computed once, and only for these weights and tokens."""
 
+import threading
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -7,10 +8,13 @@ import pytest
 import torch
 
 from fiducial.align.sft import SFT
+from fiducial.core.errors import DataError
 from fiducial.core.records import user
 from fiducial.core.roles import Objective
+from fiducial.models import abreast
 from fiducial.models.forest import Paths
 from fiducial.models.local import LocalModel
+from fiducial.models.scoring import Engine
 from fiducial.models.scripted import tiny
 from fiducial.training.loop import train
 from fiducial.training.options import TrainOptions
@@ -89,6 +93,55 @@ def test_another_temperature_is_another_table(model, tmp_path):
     one, other = (logprobs(model.engine, chosen, fingerprint="f", folder=tmp_path, temperature=t) for t in (1.0, 2.0))
     assert not torch.allclose(one, other)
     assert len(files(tmp_path)) == 2
+
+
+def interleaved(model):
+    """Four groups of unequal answers whose paths do not stand together."""
+    pairs = [model.encode(user(f"question {n}"), f"{text} {n}") for text in ("yes", "no, never at all") for n in range(4)]
+    return Paths.of(pairs, group=[0, 1, 2, 3] * 2)
+
+
+@pytest.mark.parametrize("tokens", [False, True])
+def test_two_threads_make_the_table_of_one_and_keep_groups_together(model, two_cores, monkeypatch, tokens):
+    monkeypatch.setattr(abreast, "TOKENS_EACH", 1)
+    stream, took, steps = Engine.stream, [], []
+    monkeypatch.setattr(Engine, "stream", lambda self, some, **more: (took.append((threading.get_ident(), sorted(some.group))), stream(self, some, **more))[1])
+    chosen = interleaved(model)
+    both = logprobs(model.engine, chosen, fingerprint="f", tokens=tokens, step=steps.append)
+    (first, one), (second, other) = took
+    assert len({first, second, threading.get_ident()}) == 3
+    assert sorted(one + other) == sorted(chosen.group)
+    assert not set(one) & set(other)
+    assert sum(steps) == 8
+    alone = logprobs(model.engine, chosen, fingerprint="f", tokens=tokens, team=[model.engine])
+    assert took[2:] == [(threading.get_ident(), sorted(chosen.group))]
+    assert both.tolist() == pytest.approx(alone.tolist(), abs=1e-5)
+
+
+def test_a_team_that_is_made_while_an_adapter_is_off_has_it_off(model, made, tmp_path):
+    chosen = interleaved(model)
+    base = logprobs(model.engine, chosen, fingerprint="f")
+    adapted = moved(made, tmp_path)
+    apart = logprobs(adapted.engine, chosen, fingerprint="f")
+    assert (apart - base).abs().max() > 0.1
+    with adapted.module.disable_adapter():
+        team = adapted.engine.team(2)
+        assert len(team) == 2
+        assert logprobs(adapted.engine, chosen, fingerprint="f", team=team).tolist() == pytest.approx(base.tolist(), abs=1e-4)
+    # afterwards the first has it on again, the other still off
+    assert [logprobs(engine, chosen, fingerprint="f", team=[engine]).tolist() for engine in team] == [
+        pytest.approx(apart.tolist(), abs=1e-4),
+        pytest.approx(base.tolist(), abs=1e-4),
+    ]
+
+
+def test_an_error_in_one_thread_is_raised_and_no_table_is_kept(model, tmp_path):
+    chosen = interleaved(model)
+    bad = Paths([*chosen.ids[:-1], [*chosen.ids[-1][:-1], 99_999]], chosen.start, chosen.group)
+    with pytest.raises(DataError, match="token 99999"):
+        logprobs(model.engine, bad, fingerprint="f", folder=tmp_path, team=model.engine.team(2))
+    assert files(tmp_path) == []
+    assert not [t for t in threading.enumerate() if t.name == "fiducial-abreast"]
 
 
 @dataclass(frozen=True, slots=True)

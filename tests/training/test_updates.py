@@ -212,3 +212,35 @@ def test_gradients_reach_the_optimizer_in_the_order_of_their_weights(made, monke
         torch.set_num_threads(before)
     assert seen
     assert all(seen)
+
+
+@pytest.fixture
+def divided(monkeypatch, made):
+    """The figures and the gradient of a step of all weights, one master after another, in as many threads as asked for."""
+    import fiducial.training.updates as module
+
+    monkeypatch.setattr(module.abreast, "TOKENS_EACH", 1)
+    before = torch.get_num_threads()
+
+    def gradient(objective, count, dtype=torch.float32):
+        torch.set_num_threads(count)
+        model = tiny()
+        model.module = model.module.to(dtype)
+        one = updates(model, objective)
+        data = Data.of(model, made.pairs(5), objective, OPTIONS)
+        assert len(one._parts(module._Work(data, None, None), [4, 0, 3, 1])) == count
+        return one.gradient(data, [4, 0, 3, 1]), one
+
+    yield gradient
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("objective", [SFT(), ORPO(mean="token"), RewardModel()], ids=["log-probabilities", "what couples a step", "a head's scores"])
+@pytest.mark.parametrize(("dtype", "near"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)], ids=["float32", "bfloat16"])
+def test_a_gradient_of_all_weights_in_two_threads_is_that_in_one(divided, objective, dtype, near):
+    (alone, one), (abreast, two) = divided(objective, 1, dtype), divided(objective, 2, dtype)
+    assert abreast == pytest.approx(alone, rel=near, abs=near)
+    assert one.trainables.masters.keys() == two.trainables.masters.keys()
+    whole, sum_of_parts = (torch.cat([p.grad.flatten() for p in each.trainables.parameters if p.grad is not None]) for each in (one, two))
+    assert whole.dtype == sum_of_parts.dtype == torch.float32
+    assert (sum_of_parts - whole).norm() / whole.norm() < near

@@ -42,6 +42,23 @@ def test_gradients_of_several_passes_are_added_up_in_float32():
     assert trainables.parameters[0].grad.flatten().tolist() == [258.0] * 4
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gradients_of_threads_are_added_in_the_layout_of_the_weight(dtype):
+    """On a CPU torch's fused AdamW reads any other order wrong, and gives no error."""
+    layer = module(dtype)
+    trainables = Trainables(layer)
+    optimizer = torch.optim.AdamW(trainables.parameters, lr=1.0, betas=(0.0, 0.0), weight_decay=0.0, fused=True)
+    turned = torch.tensor([[2.0, 3.0], [-4.0, 5.0]], dtype=dtype).T  # [[2, -4], [3, 5]]
+    for _ in range(2):
+        trainables.add([turned])
+    (master,) = trainables.parameters
+    assert master.grad.tolist() == [[4.0, -8.0], [6.0, 10.0]]
+    assert master.grad.stride() == master.stride()
+    optimizer.step()  # by 1 against the sign
+    trainables.publish()
+    assert layer.weight.tolist() == [[0.0, 2.0], [0.0, 0.0]]
+
+
 def test_frozen_weights_are_left_out():
     pair = nn.Sequential(module(torch.float32), module(torch.float32))
     pair[0].weight.requires_grad_(False)
