@@ -114,7 +114,7 @@ def trend(seeds: Sequence[Mapping[str, Any]], sizes: Sizes) -> Trend:
                 "k3 at the last step": summary([f["last"] for f in found]),
                 "words before": summary([f["before"]["length"] for f in found]),
                 "words after": summary([f["after"]["length"] for f in found]),
-                "repeated 4-grams after": summary(repeats) if repeats else "-",
+                "repeated 4-grams after": summary(repeats) if len(repeats) > 1 else "-",
                 "steps": ", ".join(str(f["steps"]) for f in found),
             }
         )

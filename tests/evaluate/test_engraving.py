@@ -38,7 +38,7 @@ def test_the_distance_is_the_mean_log_ratio_per_token_of_the_models_own_answer()
 
 
 def test_an_answer_that_did_not_come_is_not_scored(options, rows):
-    long = rows({"prompt": "word " * 200}, {"prompt": "Tell me about owls."})
+    long = rows({"prompt": "word " * 2000}, {"prompt": "Tell me about owls."})
     found = {s.metric: s for s in Engraving(**options | {"data": long}).run(tiny()).scores}
     assert (found["approached"].n, found["approached"].not_scored) == (1, 1)
 

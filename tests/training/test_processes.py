@@ -101,7 +101,10 @@ def assert_alike(one, other, *, rel=1e-5, weights=2e-5):
         assert step["loss"] == pytest.approx(same["loss"], rel=rel, abs=1e-6)
         # before the first update policy and reference are one, and which answer is ahead is a matter of rounding
         ties = {"accuracy": same["accuracy"]} if step["step"] == 1 and "accuracy" in same else {}
-        assert step | ties == pytest.approx(same, rel=100 * rel, abs=100 * rel, nan_ok=True)
+        # by ranks, which rounding may turn around where two scores are nearly equal
+        ranked = {name: value for name, value in same.items() if name.startswith("length_correlation")}
+        assert {name: step[name] for name in ranked} == pytest.approx(ranked, abs=0.1, nan_ok=True)
+        assert step | ties | ranked == pytest.approx(same, rel=100 * rel, abs=100 * rel, nan_ok=True)
     assert one["weights"].keys() == other["weights"].keys()
     for name, values in one["weights"].items():
         assert values == pytest.approx(other["weights"][name], abs=weights), name
