@@ -24,7 +24,7 @@ from torch import Tensor
 
 from fiducial.align.base import PairObjective, likelihood, per_token, preference_metrics
 from fiducial.core.roles import Reading
-from fiducial.training.objective import GroupLogProbs, Step
+from fiducial.training.objective import GroupLogProbs
 
 CERTAIN = -1e-6
 """Mean log-probability from which a completion counts as certain: its odds are infinite at 0, and float32 knows them no better."""
@@ -59,11 +59,7 @@ class ORPO(PairObjective):
 
     def __call__(self, policy: GroupLogProbs, reference: GroupLogProbs | None = None) -> Tensor:
         """Loss per group, [G], in nats."""
-        contrast = self.contrast(self._answers(policy))
-        if self.mean == "sequence":
-            return contrast - likelihood(policy)
-        # the loop divides by the groups of the step, and this by their tokens per group: by all tokens
-        return contrast - (policy.targets * policy.logp).sum(1) / (policy.step or Step.of(policy)).preferred_tokens
+        return self.contrast(self._answers(policy)) - likelihood(policy, self.mean)
 
     def metrics(self, policy: GroupLogProbs, reference: GroupLogProbs | None = None) -> dict[str, float]:
         """See `align.base.preference_metrics`; of completions alone."""
