@@ -35,6 +35,14 @@ def test_a_file_that_does_not_exist_holds_no_records(tmp_path):
     assert not (tmp_path / "none.jsonl").exists()
 
 
+def test_all_records_are_replaced_in_one_step_and_the_next_is_appended_to_them(tmp_path):
+    lines = filled(tmp_path / "m.jsonl", "a", "b")
+    lines.append(said("c")[0])
+    lines.replace(said("b"))
+    lines.append(said("d")[0])
+    assert lines.read() == Lines(tmp_path / "m.jsonl", Message).read() == said("b", "d")
+
+
 def test_each_line_begins_with_the_schema_version(tmp_path):
     filled(tmp_path / "m.jsonl", "hi")
     assert (tmp_path / "m.jsonl").read_text() == '{"v": 1, "role": "user", "content": "hi"}\n'
