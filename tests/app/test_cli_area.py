@@ -129,6 +129,17 @@ def test_a_suite_prints_scores_and_keeps_scores_and_items(call, script):
     assert (run.path / "scores.jsonl").exists()
 
 
+def test_a_suite_that_could_score_nothing_is_no_result_and_no_event(call, tmp_path):
+    script = tmp_path / "down.yaml"
+    script.write_text('- {when: default, answer: "", error: "overloaded"}', encoding="utf-8")
+    for suite in ("over_refusal", "helpfulness"):
+        body, code = call("evaluate", suite, f"scripted:{script}", "--limit", "3")
+        assert (code, body["error"]["kind"]) == (2, "model")
+        assert body["error"]["message"].startswith("3 of 3 items could not be scored")
+        assert not (opened(body).path / "scores.jsonl").exists()
+    assert Ledger(runs_root() / "ledger.jsonl").events() == []
+
+
 def test_a_judge_reads_the_attempts_of_a_run_or_a_file(call, script, goals):
     made, _ = call("attack", "direct", script, "--goals", goals)
     for reference in (made["run"], opened(made).path / "attempts.jsonl"):

@@ -189,12 +189,20 @@ def evaluate(job: Job) -> int:
 
             with closing(job.model()) as model:
                 result = method.run(model, limit=job.values["limit"], seed=job.values["seed"], sink=keep)
+        _refuse_unmeasured(result.scores, run.path)
         for score in result.scores:
             run.lines("scores", Score).append(score)
         figures = {s.metric: [s.value, s.low, s.high, s.n] for s in result.scores}
         job.log(run, "evaluate", {"model": next((s.model for s in result.scores), ""), "figures": figures})
     job.output.result({"scores": [_score(s) for s in result.scores], "items": len(result.items), "folder": run.path}, score_table(job.card.name, result.scores))
     return job.done()
+
+
+def _refuse_unmeasured(scores: Sequence[Score], where: Path) -> None:
+    """Raises ModelError where no figure rests on enough items: with nothing scored a value is only the worst there is."""
+    if scores and all(not s.n or s.not_scored > MOST_UNSCORED * (s.n + s.not_scored) for s in scores):
+        lost = max(scores, key=lambda s: s.not_scored)
+        raise ModelError(f"{lost.not_scored} of {lost.n + lost.not_scored} items could not be scored ({lost.metric})", hint=f"see {where}/items.jsonl")
 
 
 def _score(score: Score) -> dict[str, Any]:
