@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from fiducial.app.cli.output import Output, Table, clean, one_line
+from fiducial.core.errors import StorageError
 from fiducial.core.records import user
 
 
@@ -108,3 +109,11 @@ def test_stderr_that_cannot_be_written_changes_neither_the_result_nor_the_code(s
     assert (code, out.startswith("fiducial ")) == (0, True)
     assert in_a_shell("nope", streams) == (2, "", "")
     assert json.loads(in_a_shell("nope --json", streams)[1])["error"]["kind"] == "usage"
+
+
+@pytest.mark.parametrize(("resume", "then"), [("", "start again"), ("fiducial attack direct --resume r1", "go on with: fiducial attack direct --resume r1")])
+def test_after_a_full_disk_the_hint_names_what_the_command_can_do(capsys, resume, then):
+    Output(resume=resume).refuse(StorageError.from_os(OSError(28, "No space left on device"), "runs/r1"))
+    assert capsys.readouterr().err.splitlines()[1] == f"hint: what was written before is kept; free some space, then {then}"
+    Output(resume=resume).refuse(StorageError("in use", hint="choose another"))
+    assert capsys.readouterr().err.splitlines()[1] == "hint: choose another"

@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 import click
 
 from fiducial.app.cli.commands import Group, NoSuchName
-from fiducial.app.cli.output import Output, Unwritable, give_streams, one_line, settle, tell
+from fiducial.app.cli.output import Output, UnwritableError, give_streams, one_line, settle, tell
 from fiducial.core.errors import FiducialError, StorageError, nearest
 
 DONE, OBJECTED, FAILED, INTERRUPTED = 0, 1, 2, 130
@@ -38,7 +38,7 @@ class Program(Group):
             code = self._run(words, name, output)
         try:
             settle()
-        except Unwritable as error:
+        except UnwritableError as error:
             code = _unwritable(error)
         sys.exit(code)
 
@@ -57,7 +57,7 @@ class Program(Group):
             return FAILED
         except (KeyboardInterrupt, EOFError, click.Abort):
             return _interrupted(words, output)
-        except Unwritable as error:
+        except UnwritableError as error:
             return _unwritable(error)
         except FiducialError as error:
             _trace(output)
@@ -79,7 +79,7 @@ class Program(Group):
             sys.exit(shell_complete(self, {}, name, variable, instruction))
 
 
-def _unwritable(error: Unwritable) -> int:
+def _unwritable(error: UnwritableError) -> int:
     """The result has nowhere to go; an object with the error has neither."""
     Output().refuse(error)
     return FAILED

@@ -49,7 +49,7 @@ def one_line(text: str, width: int = 0) -> str:
     return folded if width <= 0 or len(folded) <= width else folded[: width - 1].rstrip() + "…"
 
 
-class Unwritable(StorageError):
+class UnwritableError(StorageError):
     """stdout takes no result: its disk is full, or it is closed. Said on stderr, also with --json."""
 
 
@@ -57,20 +57,20 @@ class Closed(io.StringIO):
     """Stands for a stdout that was closed before the program began."""
 
     def write(self, _: str) -> int:
-        """Raises Unwritable."""
-        raise Unwritable("stdout cannot be written: it is closed", hint="send it to a file, or to /dev/null")
+        """Raises UnwritableError."""
+        raise UnwritableError("stdout cannot be written: it is closed", hint="send it to a file, or to /dev/null")
 
 
 def tell(stream: TextIO, text: str) -> None:
     """Writes one line; a reader that has gone away (`| head`), or a log on a full disk, is no reason to stop the work.
 
-    Raises Unwritable for stdout that cannot be written for another reason.
+    Raises UnwritableError for stdout that cannot be written for another reason.
     """
     _attempt(stream, lambda: stream.write(text + "\n"))
 
 
 def settle() -> None:
-    """Writes what still waits to be written, which would otherwise fail when Python ends. Raises Unwritable."""
+    """Writes what still waits to be written, which would otherwise fail when Python ends. Raises UnwritableError."""
     for stream in (sys.stderr, sys.stdout):
         _attempt(stream, lambda: 0)
 
@@ -80,7 +80,7 @@ def give_streams() -> None:
     if sys.stdout is None:
         sys.stdout = Closed()
     if sys.stderr is None:
-        sys.stderr = open(os.devnull, "w", encoding="utf-8")
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 it is open to the end
 
 
 def _attempt(stream: TextIO, write: Callable[[], int]) -> None:
@@ -95,7 +95,7 @@ def _attempt(stream: TextIO, write: Callable[[], int]) -> None:
         _silence(stream)
         if stream is sys.stdout:
             reason = getattr(error, "strerror", None) or error
-            raise Unwritable(f"stdout cannot be written: {reason}", hint="free some space, or send it elsewhere; what the run keeps is kept") from error
+            raise UnwritableError(f"stdout cannot be written: {reason}", hint="free some space, or send it elsewhere; what the run keeps is kept") from error
 
 
 def _silence(stream: TextIO) -> None:
@@ -192,14 +192,15 @@ class Output:
     def fail(self, kind: str, message: str, hint: str = "") -> None:
         """A failure: the JSON object on stdout with --json, and otherwise two lines on stderr, also with --quiet."""
         if self.json:
-            with suppress(Unwritable):
+            with suppress(UnwritableError):
                 self._object({"ok": False, "error": {"kind": kind, "message": clean(message), "hint": clean(hint)}, "run": self.run})
                 return
         tell(sys.stderr, f"error: {one_line(message)}" + (f"\nhint: {one_line(hint)}" if hint else ""))
 
     def refuse(self, error: FiducialError) -> None:
-        """`fail` with the text of an error that the user can mend."""
-        self.fail(error.kind, error.message, error.hint)
+        """`fail` with the text of an error that the user can mend, and how to go on then where the work was only held up."""
+        then = f", then {f'go on with: {self.resume}' if self.resume else 'start again'}" if isinstance(error, StorageError) and error.passing else ""
+        self.fail(error.kind, error.message, error.hint + then)
 
     def _object(self, body: dict[str, Any]) -> None:
         # ASCII escapes keep control characters of model output out of a terminal and are valid JSON for everyone
