@@ -440,3 +440,20 @@ def test_a_mean_reward_has_an_interval_over_prompts_where_there_are_several(call
     path.write_text(json.dumps(rows[0]) + "\n", encoding="utf-8")
     data = call("align", "length", "--data", path)[0]["data"]
     assert (data["mean"], data["low"], data["high"]) == (3.0, None, None)
+
+
+def test_the_last_run_is_for_a_model_the_last_that_trained_one_and_for_data_the_last(call, script, goals):
+    from fiducial.app.cli.job import by_id
+
+    made, _ = call("attack", "direct", script, "--goals", goals)
+    assert by_id("run:last") == f"run:{made['run']}"  # none has trained, and whoever opens it says so
+    (opened(made).path / "model").mkdir()
+    later, _ = call("attack", "direct", script, "--goals", goals)
+    assert by_id("run:last") == by_id({"base": "run:last"})["base"] == f"run:{made['run']}"
+    assert (by_id("run:last", bare=True), by_id("last", bare=True)) == (f"run:{later['run']}", later["run"])
+
+
+def test_a_name_that_is_neither_a_file_nor_a_run_is_said_to_be_neither(call):
+    for words in (["align", "dpo", "tiny", "--data", "nofile"], ["oversee", "refusal", "--attempts", "nofile"]):
+        body, code = call(*words)
+        assert (code, body["error"]["message"].partition("'")[0]) == (2, "there is no file nofile, and no run ")
