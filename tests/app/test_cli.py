@@ -118,7 +118,7 @@ def test_a_full_disk_is_a_storage_error_that_says_how_to_go_on(call, plugin, scr
     assert code == 2
     assert body["error"]["kind"] == "storage"
     assert body["error"]["message"] == "no space left on the disk while writing /full/items.jsonl"
-    assert "--resume" in body["error"]["hint"]
+    assert body["error"]["hint"] == "what was written before is kept; free some space, then start again"
     assert os.strerror(errno.ENOSPC) not in body["error"]["message"]
 
 

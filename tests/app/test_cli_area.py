@@ -129,6 +129,17 @@ def test_a_suite_prints_scores_and_keeps_scores_and_items(call, script):
     assert (run.path / "scores.jsonl").exists()
 
 
+def test_a_suite_that_could_score_nothing_is_no_result_and_no_event(call, tmp_path):
+    script = tmp_path / "down.yaml"
+    script.write_text('- {when: default, answer: "", error: "overloaded"}', encoding="utf-8")
+    for suite in ("over_refusal", "helpfulness"):
+        body, code = call("evaluate", suite, f"scripted:{script}", "--limit", "3")
+        assert (code, body["error"]["kind"]) == (2, "model")
+        assert body["error"]["message"].startswith("3 of 3 items could not be scored")
+        assert not (opened(body).path / "scores.jsonl").exists()
+    assert Ledger(runs_root() / "ledger.jsonl").events() == []
+
+
 def test_a_judge_reads_the_attempts_of_a_run_or_a_file(call, script, goals):
     made, _ = call("attack", "direct", script, "--goals", goals)
     for reference in (made["run"], opened(made).path / "attempts.jsonl"):
@@ -429,3 +440,20 @@ def test_a_mean_reward_has_an_interval_over_prompts_where_there_are_several(call
     path.write_text(json.dumps(rows[0]) + "\n", encoding="utf-8")
     data = call("align", "length", "--data", path)[0]["data"]
     assert (data["mean"], data["low"], data["high"]) == (3.0, None, None)
+
+
+def test_the_last_run_is_for_a_model_the_last_that_trained_one_and_for_data_the_last(call, script, goals):
+    from fiducial.app.cli.job import by_id
+
+    made, _ = call("attack", "direct", script, "--goals", goals)
+    assert by_id("run:last") == f"run:{made['run']}"  # none has trained, and whoever opens it says so
+    (opened(made).path / "model").mkdir()
+    later, _ = call("attack", "direct", script, "--goals", goals)
+    assert by_id("run:last") == by_id({"base": "run:last"})["base"] == f"run:{made['run']}"
+    assert (by_id("run:last", bare=True), by_id("last", bare=True)) == (f"run:{later['run']}", later["run"])
+
+
+def test_a_name_that_is_neither_a_file_nor_a_run_is_said_to_be_neither(call):
+    for words in (["align", "dpo", "tiny", "--data", "nofile"], ["oversee", "refusal", "--attempts", "nofile"]):
+        body, code = call(*words)
+        assert (code, body["error"]["message"].partition("'")[0]) == (2, "there is no file nofile, and no run ")

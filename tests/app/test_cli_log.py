@@ -17,6 +17,12 @@ def test_an_intact_ledger_verifies_and_prints_its_head(run, call):
     assert call("log", "verify")[1] == 0
 
 
+def test_where_there_is_no_ledger_nothing_is_verified(call, tmp_path):
+    body, code = call("log", "verify", "--runs", tmp_path)
+    assert (body["ok"], code) == (False, 2)
+    assert body["error"]["message"] == f"there is no ledger in {tmp_path}"
+
+
 def test_a_changed_event_is_found_and_exits_with_1(run, call):
     book = filled()
     text = book.path.read_text(encoding="utf-8")

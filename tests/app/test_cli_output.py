@@ -1,10 +1,14 @@
 import io
 import json
+import os
+import shlex
+import subprocess
 import sys
 
 import pytest
 
 from fiducial.app.cli.output import Output, Table, clean, one_line
+from fiducial.core.errors import StorageError
 from fiducial.core.records import user
 
 
@@ -74,3 +78,42 @@ def test_quiet_silences_remarks_and_not_errors(capsys):
 def test_switches_are_read_wherever_they_stand_but_not_after_two_dashes():
     assert Output.of(["attack", "x", "--json", "-q", "--debug"]) == Output(json=True, quiet=True, debug=True)
     assert Output.of(["attack", "--", "--json"]) == Output()
+
+
+def in_a_shell(words, streams):
+    """Exit code, stdout and stderr of a command whose streams are redirected."""
+    line = f"{shlex.quote(sys.executable)} -m fiducial {words} {streams}"
+    done = subprocess.run(["sh", "-c", line], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}, check=False)
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full here")
+@pytest.mark.parametrize("words", ["--version", "--version --json", "--help"])
+def test_a_result_that_a_full_disk_refuses_is_an_error_and_never_looks_like_a_weakness(words):
+    code, _, errors = in_a_shell(words, ">/dev/full")
+    assert code == 2
+    assert "error: " in errors
+    assert "o space left on" in errors
+    assert "Traceback" not in errors
+
+
+@pytest.mark.parametrize("words", ["--version", "--version --json", "--help"])
+def test_a_closed_stdout_is_an_error_on_stderr(words):
+    code, _, errors = in_a_shell(words, ">&-")
+    assert (code, errors.splitlines()[0]) == (2, "error: stdout cannot be written: it is closed")
+
+
+@pytest.mark.parametrize("streams", ["2>&-", *(["2>/dev/full"] if os.path.exists("/dev/full") else [])])
+def test_stderr_that_cannot_be_written_changes_neither_the_result_nor_the_code(streams):
+    code, out, _ = in_a_shell("--version", streams)
+    assert (code, out.startswith("fiducial ")) == (0, True)
+    assert in_a_shell("nope", streams) == (2, "", "")
+    assert json.loads(in_a_shell("nope --json", streams)[1])["error"]["kind"] == "usage"
+
+
+@pytest.mark.parametrize(("resume", "then"), [("", "start again"), ("fiducial attack direct --resume r1", "go on with: fiducial attack direct --resume r1")])
+def test_after_a_full_disk_the_hint_names_what_the_command_can_do(capsys, resume, then):
+    Output(resume=resume).refuse(StorageError.from_os(OSError(28, "No space left on device"), "runs/r1"))
+    assert capsys.readouterr().err.splitlines()[1] == f"hint: what was written before is kept; free some space, then {then}"
+    Output(resume=resume).refuse(StorageError("in use", hint="choose another"))
+    assert capsys.readouterr().err.splitlines()[1] == "hint: choose another"

@@ -148,7 +148,7 @@ def test_bytes_cut_off_the_end_are_noticed_by_verify_and_by_the_next_append(five
 def test_bytes_added_at_the_end_are_noticed(five, tmp_path, extra):
     ledger = placed(tmp_path, five[0] + extra, five[1])
     if extra == b'{"v":1':  # which is how event 6 begins, so it may be a torn write
-        assert ledger.verify().note == "the last line was never completed"
+        assert ledger.verify().note.startswith("the last line was never completed: ")
     else:
         assert ledger.verify().line == 6
         with pytest.raises(LedgerError, match="bytes were added"):
@@ -218,7 +218,7 @@ def test_a_line_torn_by_a_kill_is_dropped_by_the_next_append(tmp_path, n, kept):
     before = ledger.path.read_bytes() if n else b""
     ledger.path.write_bytes(before + last[:kept])
     assert ledger.verify().ok
-    assert ledger.verify().note == "the last line was never completed"
+    assert ledger.verify().note.startswith("the last line was never completed: ")
     assert ledger.append("run", {}).number == n + 1
     assert str(ledger.verify()).startswith(f"{n + 1} events verified")
 
@@ -400,3 +400,38 @@ def test_a_change_is_found_also_while_another_process_appends(tmp_path, monkeypa
 
     monkeypatch.setattr(Ledger, "_bytes", interrupted)
     assert ledger.verify().line == 1
+
+
+@pytest.mark.parametrize(
+    ("rest", "passed"),
+    [
+        ("", True),
+        ("2026-11-21T20", True),
+        ('2026-11-21T20:15:00.000+00:00","kind":"train","body":{"ba', True),
+        ("a letter to my aunt", False),
+        ('2026-11-21","kind":"\u00e9', False),
+        ('2026","kind":"' + "x" * 70_000, False),
+    ],
+)
+def test_a_torn_line_is_told_with_its_length_and_is_the_beginning_of_an_event(tmp_path, rest, passed):
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    ledger.append("train", {"model": "m" * 16})
+    torn = ('{"v":1,"number":2,"time":"' + rest).encode()
+    with open(ledger.path, "ab") as file:
+        file.write(torn)
+    result = ledger.verify()
+    assert result.ok is passed
+    if passed:
+        assert result.note == f"the last line was never completed: {len(torn)} bytes, which the next append removes"
+        assert ledger.append("train", {"model": "n" * 16}).number == 2
+    else:
+        assert result.problem == "bytes were added after the last event"
+        with pytest.raises(LedgerError, match="bytes were added"):
+            ledger.append("train", {"model": "n" * 16})
+
+
+def test_an_event_longer_than_can_be_told_from_a_torn_one_is_not_written(tmp_path):
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    with pytest.raises(LedgerError, match="more than 65536"):
+        ledger.append("train", {"data": ["d" * 64] * 1000})
+    assert ledger.events() == []

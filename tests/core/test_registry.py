@@ -1,3 +1,4 @@
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -148,3 +149,9 @@ def test_the_package_s_own_methods_are_listed_from_its_areas():
         if card.module.startswith("fiducial."):
             assert card.path == root / card.area / f"{name.split('/')[1]}.py"
             assert card.title
+
+
+def test_a_file_that_is_not_python_is_named_with_its_path_and_line(tmp_path):
+    (tmp_path / "mine.py").write_text("x = 1\nclass :\n")
+    with pytest.raises(MethodError, match=re.escape(f"{tmp_path / 'mine.py'}:2: not valid Python: invalid syntax")):
+        registry.read(tmp_path / "mine.py", name="attack/mine", module="mine")

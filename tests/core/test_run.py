@@ -322,3 +322,23 @@ def test_a_run_is_opened_with_its_scheme_and_as_of_another_run():
     assert Run.open("run:last").id == second.id
     assert Run.open("last", before=second).id == first.id
     assert Run.open(second.id, before=second).id == second.id
+
+
+def test_a_run_that_is_not_there_is_answered_with_the_newest(tmp_path):
+    for n in range(14):
+        folder = tmp_path / f"2026{n:04}-a"
+        folder.mkdir()
+        (folder / "run.json").write_text(json.dumps({"v": 1, "name": folder.name, "command": "a", "started": f"{n:04}"}))
+    with pytest.raises(ConfigError) as caught:
+        Run.open("zzzz", tmp_path)
+    assert caught.value.hint.startswith("known: 20260013-a, 20260012-a, ")
+    with pytest.raises(ConfigError) as caught:
+        Run.open("20260003-b", tmp_path)
+    assert caught.value.hint == "did you mean '20260003-a'?"
+
+
+def test_a_folder_of_runs_below_a_file_is_to_be_another(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError) as caught:
+        Run.create("a", {}, {}, 0, tmp_path / "file" / "runs")
+    assert caught.value.hint == "choose another folder with --runs or FIDUCIAL_RUNS"

@@ -35,6 +35,14 @@ def test_a_file_that_does_not_exist_holds_no_records(tmp_path):
     assert not (tmp_path / "none.jsonl").exists()
 
 
+def test_all_records_are_replaced_in_one_step_and_the_next_is_appended_to_them(tmp_path):
+    lines = filled(tmp_path / "m.jsonl", "a", "b")
+    lines.append(said("c")[0])
+    lines.replace(said("b"))
+    lines.append(said("d")[0])
+    assert lines.read() == Lines(tmp_path / "m.jsonl", Message).read() == said("b", "d")
+
+
 def test_each_line_begins_with_the_schema_version(tmp_path):
     filled(tmp_path / "m.jsonl", "hi")
     assert (tmp_path / "m.jsonl").read_text() == '{"v": 1, "role": "user", "content": "hi"}\n'
@@ -145,7 +153,8 @@ def test_a_full_disk_leaves_no_half_line(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "write", lambda descriptor, data: real(descriptor, data[:7]))
     with pytest.raises(StorageError, match="no space left on the disk") as caught:
         lines.append(said("two")[0])
-    assert "--resume" in caught.value.hint
+    assert caught.value.passing
+    assert caught.value.hint.endswith("free some space")
     monkeypatch.undo()
     lines.append(said("three")[0])
     assert lines.read() == said("one", "three")

@@ -84,6 +84,20 @@ def test_tab_separated_and_packed_files_are_read(tmp_path):
     assert refused(file(tmp_path, "b.jsonl.gz", b"not gzip")) == "b.jsonl.gz: not a complete gzip file"
 
 
+def test_the_ending_of_a_tab_separated_file_may_be_in_capitals(tmp_path):
+    (tmp_path / "GOALS.TSV").write_text("goal\tcategory\nPick a lock, now.\ttheft\n", encoding="utf-8")
+    assert [(p.text, p.category) for p in prompts(str(tmp_path / "GOALS.TSV"), "refuse")] == [("Pick a lock, now.", "theft")]
+
+
+@pytest.mark.parametrize(("name", "row"), [("a.jsonl", '{"goal": "a", "n": %s}'), ("a.json", '[{"goal": "a", "n": %s}]')])
+def test_a_number_too_long_to_be_read_is_named_with_its_place(tmp_path, name, row):
+    (tmp_path / name).write_text(row % ("1" * 4301), encoding="utf-8")
+    with pytest.raises(DataError) as caught:
+        prompts(str(tmp_path / name), "refuse")
+    assert caught.value.message.startswith(f"{tmp_path / name}")
+    assert "4300 digits" in caught.value.message
+
+
 def test_messages_are_kept_up_to_the_last_turn_of_the_user(tmp_path):
     turns = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
     (prompt,) = prompts(file(tmp_path, "a.jsonl", json.dumps({"messages": turns})))

@@ -87,6 +87,7 @@ def test_entries_of_a_file_can_say_how_an_answer_ends(tmp_path, name):
         ("s.yaml", "- {when: a, answer: 3}", "entry 1: 'answer'"),
         ("s.yaml", "- {when: a, answer: b, finish: maybe}", "maybe"),
         ("s.yaml", "just text", "is no script"),
+        ("s.yaml", "- when: a\n  answer: [b\n", "s.yaml:3:1: not valid YAML"),
         ("s.yaml", "'re:(': b", "no regular expression"),
     ],
 )

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from fiducial.app import evidence as proof
 from fiducial.app.cli.progress import Progress
 from fiducial.app.loop import Result
-from fiducial.app.measure import machine, tally, trials
+from fiducial.app.measure import machine, tally, to_mend, trials
 from fiducial.app.summary import Summary, Tally
 from fiducial.core import registry
 from fiducial.core.errors import ConfigError, ModelError
@@ -84,10 +84,10 @@ def run_check(options: CheckOptions, run: Run, progress: Progress) -> Result:
             if total and found.not_scored >= MOST_UNSCORED * total:
                 of = [a for a in attempts if a.prompt.expected == expected and not a.scored]
                 reason = next((a.error or (a.verdict.rationale if a.verdict else "") for a in of), "no reason given")
-                raise ModelError(f"{found.not_scored} of {total} answers could not be judged; the first: {reason}", hint=f"see {kept.path}")
+                raise ModelError(f"{found.not_scored} of {total} answers could not be judged; the first: {reason}", hint=to_mend(of, kept.path))
+        figures = {name: [t.hits, t.n] for name, t in rates.items() if t.n}
+        ledger.append("evaluate", {"model": model.fingerprint, "figures": figures, "run": run.id}, once=True)
         if not stage.done:
-            figures = {name: [t.hits, t.n] for name, t in rates.items() if t.n}
-            ledger.append("evaluate", {"model": model.fingerprint, "figures": figures, "run": run.id}, once=True)
             stage.finish({"attempts": len(attempts)})
         return _result(options, run, model.uri, model.fingerprint, attempts, rates, ledger)
 

@@ -48,11 +48,15 @@ def trials(
 ) -> list[Attempt]:
     """Every attack on its prompts: one judged attempt per trial, in the order of the plan.
 
-    Attempts already in `kept` are not made again; new ones are appended as soon as they are judged. In bfloat16 the likeliest token
-    can depend on what else is in the batch, so a local model that was interrupted is asked the whole batch again: the same answers
-    come out as without the interruption.
+    Attempts already in `kept` are not made again, except those that a model elsewhere left without an answer; new ones are appended as
+    soon as they are judged. In bfloat16 the likeliest token can depend on what else is in the batch, so a local model that was
+    interrupted is asked the whole batch again: the same answers come out as without the interruption.
     """
-    done = {_key(a): a for a in kept.read()}
+    before = kept.read()
+    if not isinstance(model, WhiteBox) and any(map(unanswered, before)):
+        before = [a for a in before if not unanswered(a)]
+        kept.replace(before)
+    done = {_key(a): a for a in before}
     total = sum(len(prompts) for _, prompts in plan)
     complied: list[bool] = []
     with progress.task(name, total) as task:
@@ -125,6 +129,16 @@ def _batches(model: Model, prompts: Sequence[Prompt], left: Sequence[Prompt]) ->
         batch = prompts[start : start + TOGETHER]
         if any(p.id in missing for p in batch):
             yield batch
+
+
+def unanswered(attempt: Attempt) -> bool:
+    """Whether it was sent and no answer came, which another try may mend; what could not be sent will not be answered then either."""
+    return attempt.finish == "error" and bool(attempt.sent)
+
+
+def to_mend(unscored: Iterable[Attempt], file: Path) -> str:
+    """The hint where too many attempts have no verdict."""
+    return f"see {file}" + ("; go on with --resume, which asks again what got no answer" if any(map(unanswered, unscored)) else "")
 
 
 def _key(attempt: Attempt) -> tuple[str, str]:

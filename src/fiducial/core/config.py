@@ -131,13 +131,13 @@ def parse_yaml(text: str, name: str) -> tuple[Any, Marks]:
         loader.dispose()
 
 
-def load_recipe(path: str | Path) -> tuple[dict[str, Any], Marks]:
-    """The options in a recipe file: nested dictionaries, and `file:line` of every key. An empty file has none."""
+def load_recipe(path: str | Path, *, hint: str = "see: fiducial loop --show-config") -> tuple[dict[str, Any], Marks]:
+    """The options in a recipe file: nested dictionaries, and `file:line` of every key. An empty file has none. `hint` says where to see one."""
     data, marks = load_yaml(path)
     if data is None:
         return {}, marks
     if not isinstance(data, dict):
-        raise ConfigError(f"{marks[()]}: a recipe is a list of `option: value` lines, this is {_named(data)}", hint="see: fiducial loop --show-config")
+        raise ConfigError(f"{marks[()]}: a recipe is a list of `option: value` lines, this is {_named(data)}", hint=hint)
     return data, marks
 
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import difflib
 import errno
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import ClassVar
 
 
@@ -78,15 +78,24 @@ class StorageError(FiducialError):
     """The disk refused: full, read-only, or in use by another process."""
 
     kind = "storage"
+    passing: bool = False
+    """Whether the same work can go on once the disk is mended; how, the command knows."""
 
     @classmethod
     def from_os(cls, error: OSError, path: object) -> StorageError:
         """Translates an operating-system error on `path`."""
         if error.errno == errno.ENOSPC:
-            return cls(f"no space left on the disk while writing {path}", hint="free some space, then go on with --resume; what was written before is kept")
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            return cls.passed(f"no space left on the disk while writing {path}", hint="what was written before is kept; free some space")
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
             return cls(f"{path} cannot be written: {error.strerror}", hint="choose another folder with --runs or FIDUCIAL_RUNS")
-        return cls(f"{path}: {error.strerror or error}", hint="check the disk, then go on with --resume")
+        return cls.passed(f"{path}: {error.strerror or error}", hint="check the disk")
+
+    @classmethod
+    def passed(cls, message: str, *, hint: str) -> StorageError:
+        """An error that passes with its cause."""
+        error = cls(message, hint=hint)
+        error.passing = True
+        return error
 
 
 class LedgerError(FiducialError):
@@ -95,10 +104,11 @@ class LedgerError(FiducialError):
     kind = "ledger"
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
-    """A hint that offers the closest of `known`, or lists a few of them."""
+def nearest(word: str, known: Iterable[str], *, shown: Sequence[str] = ()) -> str:
+    """A hint that offers the closest of `known`, or lists the first few of them by name, or as they stand in `shown`."""
     names = sorted(known)
     close = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
     if close:
         return f"did you mean '{close[0]}'?"
+    names = list(shown) or names
     return "known: " + ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")

@@ -38,6 +38,10 @@ ZEROS = "0" * 64
 """What the first event gives as the hash before it."""
 LONGEST = 500
 """Characters in one string of a body. Reasons fit; prompts and answers belong in the run, with their hash here."""
+LARGEST = 1 << 16
+"""Bytes of one event, newline and all; what is longer is no beginning of one."""
+REST = re.compile(rb'[0-9T:.+-]*("(,[ -~]*)?)?')
+"""How an event goes on after `"time":"`, however short it was cut: it is ASCII throughout."""
 TEXT_KEYS = frozenset({"prompt", "prompts", "messages", "response", "completion", "content", "text", "sent", "rationale"})
 """Keys under which only hashes may stand."""
 HASH = re.compile(r"[0-9a-f]{16,64}")
@@ -100,7 +104,7 @@ class Ledger:
         """
         plain = _plain(body)
         if not self._lock.take(wait=30.0):
-            raise StorageError(f"{self.path} is in use by process {self._lock.owner()}", hint="wait until it ends, then go on with --resume")
+            raise StorageError.passed(f"{self.path} is in use by process {self._lock.owner()}", hint="wait until it ends")
         try:
             self._lock.sign()
             head = self._recovered()
@@ -108,6 +112,8 @@ class Ledger:
                 return known
             event = _event(head.n + 1, datetime.now(UTC).isoformat(timespec="milliseconds"), kind, plain, head.hash)
             line = _line(event)
+            if len(line) > LARGEST:
+                raise LedgerError(f"this event has {len(line)} bytes, more than {LARGEST}", hint="keep it in the run and give its hash here")
             self._write(line)
             self._move(Head(n=event.number, hash=event.hash, size=head.size + len(line)))
             return event
@@ -195,7 +201,8 @@ class Ledger:
             return Verification(False, n, last, head.n, f"the head file has another hash or length for event {head.n}")
         if tail and (n > head.n or not _torn(tail, n + 1)):
             return Verification(False, n, last, n + 1, "bytes were added after the last event")
-        note = "the program was stopped before the head file was replaced" if n > head.n else "the last line was never completed" if tail else ""
+        torn = f"the last line was never completed: {len(tail)} bytes, which the next append removes" if tail else ""
+        note = "the program was stopped before the head file was replaced" if n > head.n else torn
         return Verification(True, n, last, note=note)
 
     def _unpublished(self, line: bytes, number: int, published: Mapping[int, str] | None) -> str:
@@ -334,7 +341,9 @@ def _problem(line: bytes, number: int, previous: str) -> str:
 def _torn(tail: bytes, number: int) -> bool:
     """Whether `tail` can be the beginning of event `number`, as a kill in the middle of a write leaves it."""
     start = f'{{"v":{SCHEMA},"number":{number},"time":"'.encode()
-    return b"\n" not in tail and (start.startswith(tail) or tail.startswith(start))
+    if start.startswith(tail):
+        return True
+    return len(tail) < LARGEST and tail.startswith(start) and REST.fullmatch(tail, len(start)) is not None
 
 
 def _plain(body: Mapping[str, Any]) -> dict[str, Any]:

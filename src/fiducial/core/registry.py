@@ -124,7 +124,10 @@ def read(path: Path, *, name: str, module: str) -> Card | None:
 
 @cache
 def _read(path: Path, name: str, module: str, _changed: int) -> Card | None:
-    tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+    try:
+        tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+    except SyntaxError as error:
+        raise MethodError(f"{path}:{error.lineno}: not valid Python: {error.msg}", hint="correct the file, or take it away") from error
     for node in tree.body:
         if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
             role = _role(node)
@@ -223,7 +226,7 @@ def _plugged(point: EntryPoint) -> Iterator[Card]:
             for path in _modules(Path(location) / area):
                 try:
                     card = read(path, name=f"{area}/{path.stem}", module=f"{point.value}.{area}.{path.stem}")
-                except (SyntaxError, ValueError, OSError, RecursionError) as error:
+                except (MethodError, ValueError, OSError, RecursionError) as error:
                     _warn(f"the file {path} of the plug-in '{point.name}' cannot be read: {error}")
                     continue
                 if card is not None:

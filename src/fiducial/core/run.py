@@ -153,10 +153,11 @@ class Run:
         return run
 
     @classmethod
-    def open(cls, reference: str | Path, root: str | Path | None = None, *, before: Run | None = None) -> Run:
+    def open(cls, reference: str | Path, root: str | Path | None = None, *, before: Run | None = None, trained: bool = False) -> Run:
         """The run named by its id, the beginning of its id, its last four digits, its folder, or `last`, each also after `run:`.
 
-        With `before`, `last` and shortened ids are looked for among the runs that began earlier than that one.
+        With `before`, `last` and shortened ids are looked for among the runs that began earlier than that one. With `trained`, `last` is the
+        last one that has a model, if there is any.
         """
         wanted = str(reference).removeprefix("run:")
         folder = Path(wanted)
@@ -167,10 +168,11 @@ class Run:
         if not runs:
             raise ConfigError(f"no run '{wanted}': there are no runs in {where}", hint="choose another folder with --runs or FIDUCIAL_RUNS")
         if wanted == "last":
-            return list(runs.values())[-1]
+            models = [run for run in runs.values() if (run.path / "model").is_dir()] if trained else []
+            return (models or list(runs.values()))[-1]
         found = [wanted] if wanted in runs else [name for name in runs if name.startswith(wanted) or name.endswith(f"-{wanted}")]
         if not wanted or not found:
-            raise ConfigError(f"no run '{wanted}' in {where}", hint=nearest(wanted, runs))
+            raise ConfigError(f"no run '{wanted}' in {where}", hint=nearest(wanted, runs, shown=list(runs)[::-1]))
         if len(found) > 1:
             raise ConfigError(f"'{wanted}' is the beginning of {len(found)} runs", hint="one of: " + ", ".join(found[-5:]))
         return runs[found[0]]

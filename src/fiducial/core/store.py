@@ -16,7 +16,7 @@ import secrets
 import shutil
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Generic, Self, TypeVar
 
@@ -64,6 +64,11 @@ class Lines(Generic[R]):
             except DataError:
                 log.warning("%s:%d: the last line was not completed when the program was stopped; it is left out", self.path, len(lines) + 1)
         return records
+
+    def replace(self, records: Iterable[R]) -> None:
+        """Makes these all the records there are, in one step. Raises StorageError when the disk refuses; the file is then as it was."""
+        self.close()
+        write_atomic(self.path, "".join(record.line() + "\n" for record in records))
 
     def sync(self) -> None:
         """Waits until what was appended is on the disk."""

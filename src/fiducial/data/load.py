@@ -366,6 +366,8 @@ def _loads(text: str, where: str) -> Any:
         raise DataError(f"{where}: not JSON: {error.msg} at column {error.colno}", hint="one complete JSON value is needed there") from error
     except RecursionError as error:
         raise DataError(f"{where}: nested too deeply", hint="this is not a row of data") from error
+    except ValueError as error:  # a number of more digits than Python reads
+        raise DataError(f"{where}: {str(error).partition(';')[0]}", hint="put quotes around it") from error
 
 
 def _whole(value: Any, where: str) -> Any:
@@ -395,6 +397,8 @@ def _json(text: str, path: Path) -> Iterator[Row]:
         raise DataError(f"{path}:{error.lineno}: not JSON: {error.msg} at column {error.colno}", hint="a JSON file holds one list of rows") from error
     except RecursionError as error:
         raise DataError(f"{path}: nested too deeply", hint="a JSON file holds one list of rows") from error
+    except ValueError as error:
+        raise DataError(f"{path}: {str(error).partition(';')[0]}", hint="put quotes around it") from error
     if isinstance(data, Mapping) and not any(isinstance(value, list | dict) for value in data.values()):
         data = [data]
     if isinstance(data, Mapping):
@@ -426,7 +430,7 @@ def _row(item: Any, where: str) -> Row:
 
 
 def _csv(text: str, path: Path) -> Iterator[Row]:
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter="\t" if ".tsv" in path.suffixes else ",", strict=True)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter="\t" if ".tsv" in (suffix.lower() for suffix in path.suffixes) else ",", strict=True)
     header: list[str] | None = None
     line = 1
     try:

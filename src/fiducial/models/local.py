@@ -221,7 +221,7 @@ class LocalModel(WhiteBox):
                 sync_tree(beside)
                 put_tree(beside, target)
         except SafetensorError as error:
-            raise StorageError(f"{target} cannot be written: {error}", hint="check the disk, then go on with --resume") from error
+            raise StorageError.passed(f"{target} cannot be written: {error}", hint="check the disk") from error
         finally:
             shutil.rmtree(beside, ignore_errors=True)
         self.changed()

@@ -90,8 +90,7 @@ def _of_run(uri: str, reference: str, dtype: str | None, device: str | None) -> 
     from fiducial.core.run import Run
     from fiducial.models import loading
 
-    trained = (run for run in reversed(Run.all()) if (run.path / "model").is_dir()) if reference == "last" else iter(())
-    run = next(trained, None) or Run.open(reference)
+    run = Run.open(reference, trained=True)
     folder = run.path / "model"
     if not folder.is_dir():
         raise ModelError(f"the run {run.id} trained no model", hint="name a run of training or of the loop")

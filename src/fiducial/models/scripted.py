@@ -16,9 +16,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
-from fiducial.core.errors import DataError
+from fiducial.core.config import parse_yaml
+from fiducial.core.errors import ConfigError, DataError
 from fiducial.core.records import Completion, Conversation, digest
 from fiducial.models.base import Arrived, Model
 
@@ -177,10 +176,12 @@ def _entries(path: Path) -> list[tuple[str, dict[str, Any]]]:
         if path.suffix == ".jsonl":
             lines = enumerate(text.splitlines(), start=1)
             return [(f"{path}:{number}", json.loads(line)) for number, line in lines if line.strip()]
-        rows = yaml.safe_load(text) or []
+        rows = parse_yaml(text, str(path))[0] or []
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}", hint="give a YAML or JSON Lines file") from error
-    except (ValueError, yaml.YAMLError) as error:
+    except ConfigError as error:
+        raise DataError(error.message, hint=error.hint) from error
+    except ValueError as error:
         raise DataError(f"{path} is no script: {' '.join(str(error).split())}", hint="give a mapping of pattern to answer, or a list of entries") from error
     if isinstance(rows, dict):
         rows = [{"when": when, "answer": answer} for when, answer in rows.items()]

@@ -59,7 +59,7 @@ def save(
             beside.rename(target)
             sync_folder(folder)
     except SafetensorError as error:
-        raise StorageError(f"{target} cannot be written: {error}", hint="check the disk, then go on with --resume") from error
+        raise StorageError.passed(f"{target} cannot be written: {error}", hint="check the disk") from error
     for old in folder.glob("*checkpoint-*"):
         if old != target:
             shutil.rmtree(old, ignore_errors=True)

@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 import click
 
 from fiducial.app.cli.commands import Group, NoSuchName
-from fiducial.app.cli.output import Output, one_line, tell
+from fiducial.app.cli.output import Output, UnwritableError, give_streams, one_line, settle, tell
 from fiducial.core.errors import FiducialError, StorageError, nearest
 
 DONE, OBJECTED, FAILED, INTERRUPTED = 0, 1, 2, 130
@@ -33,8 +33,13 @@ class Program(Group):
         name = prog_name or "fiducial"
         self._complete(name)
         output = Output.of(words)
+        give_streams()
         with _warnings(output):
             code = self._run(words, name, output)
+        try:
+            settle()
+        except UnwritableError as error:
+            code = _unwritable(error)
         sys.exit(code)
 
     def _run(self, words: list[str], name: str, output: Output) -> int:
@@ -52,6 +57,8 @@ class Program(Group):
             return FAILED
         except (KeyboardInterrupt, EOFError, click.Abort):
             return _interrupted(words, output)
+        except UnwritableError as error:
+            return _unwritable(error)
         except FiducialError as error:
             _trace(output)
             output.refuse(error)
@@ -70,6 +77,12 @@ class Program(Group):
             from click.shell_completion import shell_complete
 
             sys.exit(shell_complete(self, {}, name, variable, instruction))
+
+
+def _unwritable(error: UnwritableError) -> int:
+    """The result has nowhere to go; an object with the error has neither."""
+    Output().refuse(error)
+    return FAILED
 
 
 def _usage(error: click.UsageError, output: Output) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from contextlib import closing
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import click
@@ -12,7 +13,7 @@ from pydantic import ConfigDict
 from fiducial.app.cli.job import Job, Stage, named, positive, records
 from fiducial.app.cli.output import Table
 from fiducial.app.cli.params import MethodName
-from fiducial.app.measure import tally, trials
+from fiducial.app.measure import tally, to_mend, trials, unanswered
 from fiducial.core.errors import ConfigError, ModelError
 from fiducial.core.intervals import Rate
 from fiducial.core.records import Attempt, Finding, Prompt, Record, Score, Verdict
@@ -68,7 +69,7 @@ def attack(job: Job) -> int:
         job.begun(run)
         lines = run.lines("attempts", Attempt)
         attempts = lines.read()
-        if {p.id for p in prompts} - {a.prompt.id for a in attempts}:
+        if {p.id for p in prompts} - {a.prompt.id for a in attempts if not unanswered(a)}:
             seed, most = values["seed"], values["max_tokens"]
             with closing(job.model()) as model:
                 attempts = trials(model, [(method, prompts)], judge, lines, seed=seed, max_tokens=most, progress=job.progress, name=job.card.name)
@@ -131,7 +132,7 @@ def _refuse_unscored(attempts: Sequence[Attempt], on: str, where: str) -> None:
         reason = next((a.error or (a.verdict.rationale if a.verdict else "") for a in unjudged), "")
         raise ModelError(
             f"{len(unjudged)} of {len(attempts)} answers to {on} could not be judged; the first: {reason or 'no reason given'}",
-            hint=f"see {where}/attempts.jsonl",
+            hint=to_mend(unjudged, Path(where, "attempts.jsonl")),
         )
 
 
@@ -188,12 +189,20 @@ def evaluate(job: Job) -> int:
 
             with closing(job.model()) as model:
                 result = method.run(model, limit=job.values["limit"], seed=job.values["seed"], sink=keep)
+        _refuse_unmeasured(result.scores, run.path)
         for score in result.scores:
             run.lines("scores", Score).append(score)
         figures = {s.metric: [s.value, s.low, s.high, s.n] for s in result.scores}
         job.log(run, "evaluate", {"model": next((s.model for s in result.scores), ""), "figures": figures})
     job.output.result({"scores": [_score(s) for s in result.scores], "items": len(result.items), "folder": run.path}, score_table(job.card.name, result.scores))
     return job.done()
+
+
+def _refuse_unmeasured(scores: Sequence[Score], where: Path) -> None:
+    """Raises ModelError where no figure rests on enough items: with nothing scored a value is only the worst there is."""
+    if scores and all(not s.n or s.not_scored > MOST_UNSCORED * (s.n + s.not_scored) for s in scores):
+        lost = max(scores, key=lambda s: s.not_scored)
+        raise ModelError(f"{lost.not_scored} of {lost.n + lost.not_scored} items could not be scored ({lost.metric})", hint=f"see {where}/items.jsonl")
 
 
 def _score(score: Score) -> dict[str, Any]:

@@ -157,7 +157,6 @@ def _created(fields: tuple[Option, ...], options: Mapping[str, Any]) -> dict[str
 
 def records(reference: str, name: str, record: type[R], *, within: str = "**") -> list[R]:
     """Records from a JSON Lines file, or all files `<name>.jsonl` of a run in folders that match `within`. Raises DataError when there are none."""
-    from fiducial.core.run import Run
     from fiducial.core.store import Lines
 
     path = Path(reference)
@@ -166,17 +165,30 @@ def records(reference: str, name: str, record: type[R], *, within: str = "**") -
     elif path.suffix == ".jsonl":
         raise DataError(f"{path}: there is no such file", hint="check the path, or give a run")
     else:
-        files = sorted(f for f in Run.open(reference).path.glob(f"{within}/{name}.jsonl") if ".aside-" not in str(f))
+        files = sorted(f for f in run_or_file(reference).path.glob(f"{within}/{name}.jsonl") if ".aside-" not in str(f))
     found = [r for file in files for r in Lines(file, record).read()]
     if not found:
         raise DataError(f"{reference}: there are no {name}", hint=f"give a file with {name}, or a run that made some (see: fiducial runs)")
     return found
 
 
+def run_or_file(reference: str) -> Run:
+    """The run that is named where a file may be named too, and is not there. Raises ConfigError that says both."""
+    from fiducial.core.run import Run
+
+    try:
+        return Run.open(reference)
+    except ConfigError as error:
+        if reference.startswith("run:"):
+            raise
+        raise ConfigError(f"there is no file {reference}, and {error.message}", hint=error.hint) from error
+
+
 def by_id(value: Any, *, bare: bool = False, before: Run | None = None) -> Any:
     """The value, with every run that it names (as `run:REFERENCE`, with `bare` also without) named by its id, in lists and mappings too.
 
-    Asked for before a run is made: `last` would be that run. A file or folder stays what it is. With `before` it is as when that run began.
+    Asked for before a run is made: `last` would be that run. Where only a model can be meant (not `bare`), it is the last run that trained
+    one. A file or folder stays what it is. With `before` it is as when that run began.
     Raises ConfigError for `run:REFERENCE` where there is no such run.
     """
     from fiducial.core.run import Run
@@ -189,7 +201,7 @@ def by_id(value: Any, *, bare: bool = False, before: Run | None = None) -> Any:
     if not (scheme or bare) or not reference or Path(reference).exists():
         return value
     try:
-        return scheme + Run.open(reference, before=before).id
+        return scheme + Run.open(reference, before=before, trained=not bare).id
     except ConfigError:
         if scheme:
             raise

@@ -96,7 +96,7 @@ def _perform(name: str, model: type[BaseModel], paths: tuple[str, str], output: 
     resumed = run_to_resume(values["resume"], name) if values["resume"] else None
     if resumed is not None and values["recipe"]:
         raise ConfigError("--recipe and --resume cannot go together", hint="a resumed run has its options; change single ones with KEY=VALUE")
-    recipe = _stored(resumed) if resumed else load_recipe(values["recipe"]) if values["recipe"] else None
+    recipe = _stored(resumed) if resumed else load_recipe(values["recipe"], hint=f"see: fiducial {name} --show-config") if values["recipe"] else None
     options, origins = resolve(model, recipe, [_listed(model, word) for word in overrides], flags)
     options = model.model_validate(by_id(options.model_dump(exclude_unset=True), before=resumed))
     asked = given(options, origins)

@@ -42,6 +42,8 @@ def verify(context: click.Context, published: tuple[str, ...]) -> int:
             raise ConfigError(f"'{text}' is not NUMBER:HASH", hint="for example --published 12:5a0c...")
         known[int(number)] = digest
     found = ledger()
+    if not found.path.exists() and not found.head_path.exists():
+        raise ConfigError(f"there is no ledger in {found.path.parent}", hint="choose another folder with --runs or FIDUCIAL_RUNS")
     result = found.verify(known)
     data = {
         "verified": result.ok,

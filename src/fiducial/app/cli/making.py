@@ -11,7 +11,7 @@ from typing import cast
 import click
 
 from fiducial.app.cli import trained
-from fiducial.app.cli.job import Job, Stage, records
+from fiducial.app.cli.job import Job, Stage, records, run_or_file
 from fiducial.app.making import forget, make_groups
 from fiducial.core.errors import DataError
 from fiducial.core.intervals import mean
@@ -75,10 +75,8 @@ def _to_learn_from(references: Sequence[str], *, any_split: bool) -> tuple[list[
 
 
 def _collected(reference: str) -> list[Attempt]:
-    from fiducial.core.run import Run
-
     is_file = Path(reference).is_file() or Path(reference).suffix == ".jsonl"
-    within = "stages/find-*" if not is_file and Run.open(reference).facts.command == "loop" else "**"
+    within = "stages/find-*" if not is_file and run_or_file(reference).facts.command == "loop" else "**"
     return records(reference, "attempts", Attempt, within=within)
 
 

@@ -6,17 +6,19 @@ goes through `clean`. With `--json` one object is printed, also when the command
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
 import shlex
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
-from fiducial.core.errors import FiducialError
+from fiducial.core.errors import FiducialError, StorageError
 
 KINDS = ("usage", "error", "config", "data", "method", "model", "endpoint", "missing_extra", "storage", "ledger", "interrupted", "internal")
 """Every value that `error.kind` of a failed command can have."""
@@ -47,13 +49,53 @@ def one_line(text: str, width: int = 0) -> str:
     return folded if width <= 0 or len(folded) <= width else folded[: width - 1].rstrip() + "…"
 
 
+class UnwritableError(StorageError):
+    """stdout takes no result: its disk is full, or it is closed. Said on stderr, also with --json."""
+
+
+class Closed(io.StringIO):
+    """Stands for a stdout that was closed before the program began."""
+
+    def write(self, _: str) -> int:
+        """Raises UnwritableError."""
+        raise UnwritableError("stdout cannot be written: it is closed", hint="send it to a file, or to /dev/null")
+
+
 def tell(stream: TextIO, text: str) -> None:
-    """Writes one line; a reader that has gone away (`| head`) is no reason to stop the work."""
+    """Writes one line; a reader that has gone away (`| head`), or a log on a full disk, is no reason to stop the work.
+
+    Raises UnwritableError for stdout that cannot be written for another reason.
+    """
+    _attempt(stream, lambda: stream.write(text + "\n"))
+
+
+def settle() -> None:
+    """Writes what still waits to be written, which would otherwise fail when Python ends. Raises UnwritableError."""
+    for stream in (sys.stderr, sys.stdout):
+        _attempt(stream, lambda: 0)
+
+
+def give_streams() -> None:
+    """A closed stdout or stderr, for which Python has None, becomes a stream: one that takes nothing, and one that swallows everything."""
+    if sys.stdout is None:
+        sys.stdout = Closed()
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 it is open to the end
+
+
+def _attempt(stream: TextIO, write: Callable[[], int]) -> None:
     try:
-        stream.write(text + "\n")
+        write()
         stream.flush()
     except BrokenPipeError:
         _silence(stream)
+    except UnicodeError:
+        raise
+    except (OSError, ValueError) as error:  # a closed stream is a ValueError
+        _silence(stream)
+        if stream is sys.stdout:
+            reason = getattr(error, "strerror", None) or error
+            raise UnwritableError(f"stdout cannot be written: {reason}", hint="free some space, or send it elsewhere; what the run keeps is kept") from error
 
 
 def _silence(stream: TextIO) -> None:
@@ -150,13 +192,15 @@ class Output:
     def fail(self, kind: str, message: str, hint: str = "") -> None:
         """A failure: the JSON object on stdout with --json, and otherwise two lines on stderr, also with --quiet."""
         if self.json:
-            self._object({"ok": False, "error": {"kind": kind, "message": clean(message), "hint": clean(hint)}, "run": self.run})
-            return
+            with suppress(UnwritableError):
+                self._object({"ok": False, "error": {"kind": kind, "message": clean(message), "hint": clean(hint)}, "run": self.run})
+                return
         tell(sys.stderr, f"error: {one_line(message)}" + (f"\nhint: {one_line(hint)}" if hint else ""))
 
     def refuse(self, error: FiducialError) -> None:
-        """`fail` with the text of an error that the user can mend."""
-        self.fail(error.kind, error.message, error.hint)
+        """`fail` with the text of an error that the user can mend, and how to go on then where the work was only held up."""
+        then = f", then {f'go on with: {self.resume}' if self.resume else 'start again'}" if isinstance(error, StorageError) and error.passing else ""
+        self.fail(error.kind, error.message, error.hint + then)
 
     def _object(self, body: dict[str, Any]) -> None:
         # ASCII escapes keep control characters of model output out of a terminal and are valid JSON for everyone
@@ -176,7 +220,10 @@ class Output:
             drawn.add_column(Text(name), justify="right" if name in table.right else "left", overflow="fold")
         for row in table.rows:
             drawn.add_row(*(Text(one_line(cell)) for cell in row))
-        Console(file=sys.stdout, no_color=not coloured(sys.stdout), highlight=False).print(drawn)
+        console = Console(file=sys.stdout, no_color=not coloured(sys.stdout), highlight=False)
+        with console.capture() as shown:
+            console.print(drawn)
+        tell(sys.stdout, shown.get().removesuffix("\n"))
 
 
 def _plain(value: Any) -> Any:

@@ -122,7 +122,7 @@ def run(context: click.Context, recipe: str, overrides: tuple[str, ...], resume:
     from fiducial.core.config import given, load_recipe, resolve, show
 
     output = output_of(context)
-    loaded, origins = resolve(Recipe, load_recipe(_place(recipe)), overrides)
+    loaded, origins = resolve(Recipe, load_recipe(_place(recipe), hint="see: fiducial run sft_dpo_exo --show-config"), overrides)
     steps = flat(loaded)
     _check(loaded, steps)
     if show_config:
