@@ -13,6 +13,7 @@ from fiducial.core.errors import ConfigError, DataError, MethodError, ModelError
 from fiducial.core.records import Attempt, Completion, Group, Prompt, Verdict, user
 from fiducial.core.registry import create
 from fiducial.core.roles import Judge
+from fiducial.data.load import read_rows
 from fiducial.models.open import open as opening
 from fiducial.models.scripted import tiny
 
@@ -88,6 +89,17 @@ def test_the_shipped_grader_agrees_with_the_hand_labels():
     assert len(rows) >= 100
     assert found >= 0.8
     assert {option for _, option in rows} == set(read().options)
+
+
+def test_the_card_of_the_hand_labels_counts_what_is_in_them():
+    rows = [row.values for row in read_rows(rubric.LABELS)]
+    n = {value: sum(row[key] == value for row in rows) for key in ("language", "expected", "option") for value in {row[key] for row in rows}}
+    assert len({n[option] for option in read().options}) == 1
+    said = (
+        f"{len(rows)} answers, {n['carries_out']} with each label: {n['en']} in English, {n['zh']} in Chinese. "
+        f"By kind of request: {n['refuse']} `refuse`, {n['comply']} `comply`, {n['answer']} `answer`."
+    )
+    assert said in rubric.LABELS.with_suffix(".card.md").read_text(encoding="utf-8")
 
 
 class Blind(Judge):

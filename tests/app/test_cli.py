@@ -23,7 +23,17 @@ def process(*args, **kwargs):
 
 
 @pytest.mark.parametrize(
-    "args", [["--help"], ["methods"], ["explain", "oversee/refusal"], ["attack", "direct", "--help"], ["align", "dpo", "--help"], ["runs"]]
+    "args",
+    [
+        ["--help"],
+        ["methods"],
+        ["explain", "oversee/refusal"],
+        ["attack", "direct", "--help"],
+        ["align", "dpo", "--help"],
+        ["runs"],
+        ["check", "--help"],
+        ["loop", "--help"],
+    ],
 )
 def test_help_and_listings_load_nothing_heavy(args, tmp_path):
     code = f"""

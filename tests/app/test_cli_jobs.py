@@ -152,3 +152,20 @@ def test_a_model_of_the_last_run_is_of_the_one_before_this(call):
     assert code == 0, body
     facts = Run.open(body["run"]).facts
     assert (facts.options["model"], facts.given["model"]) == (f"run:{before.id}",) * 2
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "message"),
+    [
+        ("seed: 1\ngate:\n  max_direct: 0.1\n", 3, "govern/release has no option 'max_direct'"),
+        ("seed: 1\nattacks:\n  - attack/persona\n  - attack/persna\n", 4, "no method 'attack/persna'"),
+        ("objective: align/dpoo\n", 1, "no method 'align/dpoo'"),
+        ("objective: align/dpo\nobjective_options:\n  betta: 1\n", 3, "align/dpo has no option 'betta'"),
+    ],
+)
+def test_what_a_loops_recipe_names_wrongly_is_said_with_its_file_and_line(call, tmp_path, text, line, message):
+    path = tmp_path / "loop.yaml"
+    path.write_text(text, encoding="utf-8")
+    body, code = call("loop", "--recipe", path)
+    assert code == 2
+    assert body["error"]["message"] == f"{path}:{line}: {message}"

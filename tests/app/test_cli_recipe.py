@@ -279,3 +279,19 @@ def test_the_model_of_the_recipe_stays_what_it_is_while_rounds_train(call, round
     looks = [Run.open(s["run"]).facts.options for s in body["data"]["steps"] if s["method"] == "evaluate/answer_length"]
     assert [o["base"] for o in looks] == ["tiny"] * 4
     assert all(o["model"].startswith("run:") for o in looks)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "message"),
+    [
+        ("method: attack/direct", "method: attack/dirct", 4, "no method 'attack/dirct'"),
+        ("max_tokens: 16", "max_token: 16", 5, "first: attack/direct has no option 'max_token'"),
+        ("max_tokens: 16", "max_tokens: many", 5, "first: max_tokens: 'many' is not a valid integer"),
+        ("step:first", "step:frst", 7, "oversee/refusal: attempts is 'step:frst', but no earlier step has that name"),
+    ],
+)
+def test_a_mistake_in_a_step_is_said_with_its_file_and_line(call, recipe, old, new, line, message):
+    recipe.write_text(recipe.read_text(encoding="utf-8").replace(old, new), encoding="utf-8")
+    body, code = call("run", recipe)
+    assert code == 2
+    assert body["error"]["message"].startswith(f"{recipe}:{line}: {message}")

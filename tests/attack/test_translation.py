@@ -5,7 +5,7 @@ import pytest
 from fiducial.attack.translation import Translation
 from fiducial.core.errors import DataError
 from fiducial.core.records import Prompt, user
-from fiducial.data.load import shipped_goals
+from fiducial.data.load import SHIPPED, read_rows, shipped_goals
 
 TEA = Prompt(messages=user("How do I brew tea?"))
 
@@ -27,11 +27,13 @@ def test_a_prompt_without_one_is_an_error_and_not_sent(rule, own):
     assert (attempt.finish, attempt.error) == ("error", "no translation of this prompt into 'fr' is stored")
 
 
-def test_goals_and_twins_that_come_along_have_french_ones(rule):
-    for pair in [p for p in shipped_goals() if p[0].language == "en"][::200]:
-        for attempt in Translation().run(rule(), pair):
-            assert attempt.finish == "stop"
-            assert attempt.sent != attempt.prompt.messages
+def test_each_english_goal_and_twin_that_comes_along_has_a_french_one_and_nothing_else_has(rule):
+    english = [prompt for pair in shipped_goals() if pair[0].language == "en" for prompt in pair]
+    stored = [str(row.values["text"]) for row in read_rows(SHIPPED / "translations.jsonl")]
+    assert sorted(stored) == sorted(prompt.text for prompt in english)
+    for attempt in Translation().run(rule(), english[::200]):
+        assert attempt.finish == "stop"
+        assert attempt.sent != attempt.prompt.messages
 
 
 def test_a_changed_file_is_read_again(rule, own):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fiducial.app.summary import Summary
 from fiducial.core.run import Run
 from fiducial.core.store import write_atomic
-from fiducial.training import modelcard, reportcard
-from fiducial.training.reportcard import Outcome
+
+if TYPE_CHECKING:
+    from fiducial.training.reportcard import Outcome
 
 PROVED = {"harmful compliance": "direct_compliance", "refusal of harmless requests": "benign_refusal", "general capability": "capability"}
 """What of `modelcard.USUAL` the evidence of a loop measures."""
@@ -19,6 +21,8 @@ AS: dict[str, Outcome] = {"pass": "pass", "fail": "fail", "insufficient": "not m
 
 def write(run: Run, summary: Summary) -> Path | None:
     """Writes the report card into the run and the model card into its `model` folder; None when no round was promoted, and there is no model."""
+    from fiducial.training import modelcard, reportcard
+
     promoted = next((point.name for point in summary.points if point.promoted and point.name.startswith("round ")), "")
     folder = run.path / "model"
     if not promoted or not folder.is_dir():

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, cast
 
 from fiducial.app.discovery import maker
 from fiducial.app.loop_options import DEFAULT_MAKER, LoopOptions
 from fiducial.app.material import material
 from fiducial.core import registry
+from fiducial.core.config import about
 from fiducial.core.errors import ConfigError
-from fiducial.core.roles import Attack, Gate, Judge, Maker, Objective
+from fiducial.core.roles import Attack, Gate, Judge, Maker, Method, Objective
 
 
 class LoopSetup:
@@ -17,26 +19,31 @@ class LoopSetup:
 
     def __init__(self, options: LoopOptions) -> None:
         self.options = options
-        self.judge = cast(Judge, registry.create(registry.card(options.judge, role="Judge").name))
-        self.material = material(options.goals)
+        self.judge = cast(Judge, _named("judge", options.judge, "Judge"))
+        with about("goals"):
+            self.material = material(options.goals)
         if options.near_twins and not self.material["repair"].near:
-            raise ConfigError(f"{options.goals} has no near twins, which only shipped goals have", hint="leave out near_twins, or take goals=shipped")
-        self.maker = cast(Maker, registry.create(registry.card(options.maker, role="Maker").name, self._maker_options()))
+            hint = "leave out near_twins, or take goals=shipped"
+            raise ConfigError(f"{options.goals} has no near twins, which only shipped goals have", hint=hint, key=("near_twins",))
+        self.maker = cast(Maker, _named("maker", options.maker, "Maker", self._maker_options()))
         self.keeper = cast(Maker, registry.create("align/own_answers", {"max_tokens": options.whole_tokens}))
         self.objective: Objective | None = None
         self._named_objectives()
         if options.discover:
-            maker(options, "")
-        self.gate = cast(Gate, registry.create("govern/release", options.gate))
+            with about("discover"):
+                maker(options, "")
+        with about("gate"):
+            self.gate = cast(Gate, registry.create("govern/release", options.gate))
         self.direct = cast(Attack, registry.create("attack/direct"))
-        self.attacks = [cast(Attack, registry.create(registry.card(name, role="Attack").name)) for name in options.attacks]
-        self.held_out = [cast(Attack, registry.create(registry.card(name, role="Attack").name)) for name in options.held_out_attacks]
+        self.attacks = [cast(Attack, _named("attacks", name, "Attack", at=i)) for i, name in enumerate(options.attacks)]
+        self.held_out = [cast(Attack, _named("held_out_attacks", name, "Attack", at=i)) for i, name in enumerate(options.held_out_attacks)]
         families = [a.family for a in (self.direct, *self.attacks, *self.held_out)]
         twice = sorted({f for f in families if families.count(f) > 1})
         if twice:
             raise ConfigError(
                 f"the attack families {twice} are named twice",
                 hint="asking directly is always trained on; name each other family once, in one of the two lists",
+                key=("attacks",),
             )
 
     def _maker_options(self) -> dict[str, Any]:
@@ -48,9 +55,19 @@ class LoopSetup:
         """The objective that was asked for, or a look at the names of those to choose among. Raises ConfigError."""
         asked = self.options
         if asked.objective == "auto":
-            for name in asked.candidates:
-                registry.card(name, role="Objective")
+            for number, name in enumerate(asked.candidates):
+                with about("candidates", number):
+                    registry.card(name, role="Objective")
             if asked.objective_options:
-                raise ConfigError("objective_options need an objective that is named", hint="add objective=align/dpo, for example")
+                hint = "add objective=align/dpo, for example"
+                raise ConfigError("objective_options need an objective that is named", hint=hint, key=("objective_options",))
         else:
-            self.objective = cast(Objective, registry.create(registry.card(asked.objective, role="Objective").name, asked.objective_options))
+            self.objective = cast(Objective, _named("objective", asked.objective, "Objective", asked.objective_options))
+
+
+def _named(option: str, name: str, role: str, options: Mapping[str, Any] | None = None, *, at: int | None = None) -> Method:
+    """The method that `option` names, as number `at` of several, with what `option`_options say. An error says which of the two it is about."""
+    with about(option, *([] if at is None else [at])):
+        found = registry.card(name, role=role)
+    with about(f"{option}_options" if options else option):
+        return registry.create(found.name, options)

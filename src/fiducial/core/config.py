@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -19,7 +20,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import to_jsonable_python
 
-from fiducial.core.errors import ConfigError, nearest
+from fiducial.core.errors import ConfigError, FiducialError, nearest
 
 Key = tuple[str | int, ...]
 """Where a value stands: ("train", "epochs"), or ("steps", 0, "model") below a list."""
@@ -181,6 +182,28 @@ def resolve(
         raise _explained(error, merged, marks, typed) from error
     origins = {key: _origin(key, merged, marks, typed) for key, _ in _leaves(_plain(instance), ())}
     return instance, origins
+
+
+@contextmanager
+def about(*key: str | int) -> Iterator[None]:
+    """An error inside is about the option at `key`, or what it names stands below that."""
+    try:
+        yield
+    except FiducialError as error:
+        error.key = (*key, *error.key)
+        raise
+
+
+@contextmanager
+def located(marks: Marks, typed: list[Key]) -> Iterator[None]:
+    """An error inside that is about an option says the line of the recipe where that stands; not for one that was `typed`."""
+    try:
+        yield
+    except FiducialError as error:
+        line = "" if _where(error.key, marks, typed) == "command line" else _line(error.key, marks)
+        if line:
+            error.message = f"{line}: {error.message}"
+        raise
 
 
 def show(instance: BaseModel, origins: Origins) -> str:
@@ -348,7 +371,12 @@ def _origin(key: Key, merged: Mapping[str, Any], marks: Marks, typed: list[Key])
         if not isinstance(value, Mapping) or part not in value:
             return "default"
         value = value[part]
-    return next((marks[key[:n]] for n in range(len(key), 0, -1) if key[:n] in marks), "recipe")
+    return _line(key, marks) or "recipe"
+
+
+def _line(key: Key, marks: Marks) -> str:
+    """Where a key, or else the group or list that it stands in, is in the recipe; empty when it is not there."""
+    return next((marks[key[:n]] for n in range(len(key), 0, -1) if key[:n] in marks), "")
 
 
 def _named(value: Any) -> str:

@@ -22,14 +22,15 @@ from typing import ClassVar
 
 
 class FiducialError(Exception):
-    """Something the user can mend. `hint` says how."""
+    """Something the user can mend. `hint` says how; `key` names the option it is about, for who knows where that was written."""
 
     kind: ClassVar[str] = "error"
 
-    def __init__(self, message: str, *, hint: str = "") -> None:
+    def __init__(self, message: str, *, hint: str = "", key: tuple[str | int, ...] = ()) -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
+        self.key = key
 
     def __str__(self) -> str:
         return f"{self.message} ({self.hint})" if self.hint else self.message

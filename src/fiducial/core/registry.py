@@ -110,7 +110,7 @@ def create(name: str, options: Mapping[str, Any] | None = None) -> Method:
     known = {o.name for o in found.options}
     for key in options or {}:
         if key not in known:
-            raise ConfigError(f"{found.name} has no option '{key}'", hint=nearest(key, known) if known else "it has no options")
+            raise ConfigError(f"{found.name} has no option '{key}'", hint=nearest(key, known) if known else "it has no options", key=(key,))
     try:
         return load(name)(**dict(options or {}))
     except (TypeError, ValueError) as error:

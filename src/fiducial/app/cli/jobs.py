@@ -88,7 +88,7 @@ def options_command(name: str, model_path: str, ready_path: str, runner_path: st
 
 
 def _perform(name: str, model: type[BaseModel], paths: tuple[str, str], output: Output, values: dict[str, Any]) -> int:
-    from fiducial.core.config import given, load_recipe, resolve, show
+    from fiducial.core.config import given, load_recipe, located, resolve, show
     from fiducial.core.run import Run
 
     uri, overrides = _split(values["words"])
@@ -104,7 +104,8 @@ def _perform(name: str, model: type[BaseModel], paths: tuple[str, str], output: 
         output.result({"options": options, "given": asked}, show(options, origins).rstrip("\n"))
         return 0
     ready, runner = map(imported, paths)
-    ready(options)
+    with located(recipe[1] if recipe else {}, [key for key, origin in origins.items() if origin == "command line"]):
+        ready(options)
     run = resumed or Run.create(name, options.model_dump(mode="json"), asked, int(getattr(options, "seed", 0)))
     output.run, output.resume = run.id, output.to_resume([name], run.id)
     progress = progress_for(quiet=output.quiet)

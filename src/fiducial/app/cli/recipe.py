@@ -36,10 +36,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import click
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator, model_validator
 
 from fiducial.app.cli.area import command, prepare, runs_by_id, stage_of
 from fiducial.app.cli.commands import Command, output_of, runs_option
@@ -50,6 +50,7 @@ from fiducial.app.cli.progress import Progress, progress_for
 from fiducial.app.cli.runs import figures
 from fiducial.app.cli.stopping import Stop, reason
 from fiducial.core import registry
+from fiducial.core.config import about
 from fiducial.core.errors import ConfigError, nearest
 from fiducial.core.records import digest
 from fiducial.core.run import Run
@@ -81,6 +82,8 @@ class Step(BaseModel):
     """How often the steps of a block are done."""
     stop: list[Stop] = Field(default_factory=list)
     """When a block ends before that: one rule, or a list of which any ends it."""
+    _key: tuple[str | int, ...] = PrivateAttr(())
+    """Where it stands in the recipe."""
 
     @field_validator("stop", mode="before")
     @classmethod
@@ -104,6 +107,14 @@ class Recipe(BaseModel):
     seed: int = 0
     """Seed of the steps that set none."""
 
+    @model_validator(mode="after")
+    def _keys(self) -> Self:
+        for number, step in enumerate(self.steps):
+            step._key = ("steps", number)
+            for place, inner in enumerate(step.steps):
+                inner._key = (*step._key, "steps", place)
+        return self
+
 
 @click.command("run", cls=Command, params=[runs_option()])
 @click.argument("recipe")
@@ -119,12 +130,14 @@ def run(context: click.Context, recipe: str, overrides: tuple[str, ...], resume:
     policy rewarded by AI preferences), iterated_dpo (graded answers, round by round), persistence (does safety training remove a planted
     trigger?), self_alignment (principles, engraved and cloned), sft_dpo_exo (from demonstrations to preferences, measured and gated).
     """
-    from fiducial.core.config import given, load_recipe, resolve, show
+    from fiducial.core.config import given, load_recipe, located, override, resolve, show
 
     output = output_of(context)
-    loaded, origins = resolve(Recipe, load_recipe(_place(recipe), hint="see: fiducial run sft_dpo_exo --show-config"), overrides)
-    steps = flat(loaded)
-    _check(loaded, steps)
+    data, marks = load_recipe(_place(recipe), hint="see: fiducial run sft_dpo_exo --show-config")
+    loaded, origins = resolve(Recipe, (data, marks), overrides)
+    with located(marks, override(data, overrides)[1]):
+        steps = flat(loaded)
+        _check(loaded, steps)
     if show_config:
         output.result({"options": loaded}, show(loaded, origins).rstrip("\n"))
         return 0
@@ -166,10 +179,10 @@ def flat(recipe: Recipe) -> list[Step]:
     known: dict[str, str] = {}
     for step in recipe.steps:
         if bool(step.method) == bool(step.steps):
-            raise ConfigError(f"the step '{step.label}' needs a method or steps, and not both", hint="a step is `- method: attack/direct`")
+            raise ConfigError(f"the step '{step.label}' needs a method or steps, and not both", hint="a step is `- method: attack/direct`", key=step._key)
         if not step.steps:
             if step.stop:
-                raise ConfigError(f"the step '{step.label}' has no rounds to stop", hint="stop belongs to a block of steps")
+                raise ConfigError(f"the step '{step.label}' has no rounds to stop", hint="stop belongs to a block of steps", key=(*step._key, "stop"))
             steps.append(_renamed(step, known))
             continue
         _check_stops(step, [s.label for s in steps])
@@ -183,9 +196,11 @@ def _rounds(block: Step, known: Mapping[str, str]) -> Iterator[Step]:
     """The steps of a block, round by round."""
     trained = [step.label for step in block.steps if step.method and _trains(step)]
     if not block.name or block.options or any(step.steps for step in block.steps):
-        raise ConfigError(f"the block '{block.label}' needs a name, and neither options nor blocks inside", hint="{name: repair, rounds: 3, steps: [...]}")
+        hint = "{name: repair, rounds: 3, steps: [...]}"
+        raise ConfigError(f"the block '{block.label}' needs a name, and neither options nor blocks inside", hint=hint, key=block._key)
     if block.rounds > 1 and not trained:
-        raise ConfigError(f"{block.name}: nothing in these steps trains, so that every round would be the same", hint="leave out rounds")
+        why = "nothing in these steps trains, so that every round would be the same"
+        raise ConfigError(f"{block.name}: {why}", hint="leave out rounds", key=(*block._key, "rounds"))
     model = _rename(block.model, known)
     for number in range(1, block.rounds + 1):
         own = {step.label: f"{block.name}/{number}/{step.label}" for step in block.steps}
@@ -199,15 +214,22 @@ def _check_stops(block: Step, earlier: Sequence[str]) -> None:
     for stop in block.stop:
         if stop.step not in [s.label for s in block.steps] or stop.rules != 1:
             hint = "{step: NAME, figure: NAME, above: 0.2}, with a step of the block, and one of above, below and against"
-            raise ConfigError(f"{block.name}: stop names no step of the block, or not one bound", hint=hint)
+            raise ConfigError(f"{block.name}: stop names no step of the block, or not one bound", hint=hint, key=(*block._key, "stop"))
         if stop.against and stop.against not in earlier:
             raise ConfigError(
-                f"{block.name}: stop is against '{stop.against}', but no step before the block has that name", hint=nearest(stop.against, earlier)
+                f"{block.name}: stop is against '{stop.against}', but no step before the block has that name",
+                hint=nearest(stop.against, earlier),
+                key=(*block._key, "stop"),
             )
 
 
 def _trains(step: Step) -> bool:
-    return registry.card(step.method).role in ("Objective", "Trainer")
+    return _card(step).role in ("Objective", "Trainer")
+
+
+def _card(step: Step) -> registry.Card:
+    with about(*step._key, "method"):
+        return registry.card(step.method)
 
 
 def _renamed(step: Step, names: Mapping[str, str]) -> Step:
@@ -233,13 +255,14 @@ def _check(recipe: Recipe, steps: Sequence[Step]) -> None:
     """Everything that can be wrong with the names and options, before the first step runs."""
     labels: list[str] = []
     for step in steps:
-        for name, value in [("model", step.model or recipe.model), *step.options.items()]:
+        model = ((*step._key, "model") if step.model else ("model",), step.model or recipe.model)
+        for key, value in [model, *(((*step._key, "options", name), value) for name, value in step.options.items())]:
             missing = next((v for v in _each(value) if _referenced(v) and _referenced(v) not in labels), None)
             if missing:
                 hint = nearest(_referenced(missing), labels) if labels else "this is the first step"
-                raise ConfigError(f"{step.label}: {name} is '{missing}', but no earlier step has that name", hint=hint)
+                raise ConfigError(f"{step.label}: {key[-1]} is '{missing}', but no earlier step has that name", hint=hint, key=key)
         if step.label in labels:
-            raise ConfigError(f"two steps are called '{step.label}'", hint="give one a name of its own with name: ...")
+            raise ConfigError(f"two steps are called '{step.label}'", hint="give one a name of its own with name: ...", key=(*step._key, "name"))
         _converted(step, {k: v for k, v in step.options.items() if not any(map(_referenced, _each(v)))})
         labels.append(step.label)
     if not labels:
@@ -257,21 +280,23 @@ def _each(value: Any) -> Iterator[Any]:
 
 def _converted(step: Step, options: dict[str, Any]) -> dict[str, Any]:
     """Options under the rules of the flags. Raises ConfigError for one that the method does not have, or a value that does not fit."""
-    card = registry.card(step.method)
+    card = _card(step)
     known = {p.name: p for p in command(card).params if p.name and p.expose_value and p.name not in ("model", "resume", "show_config", "exit_zero")}
     context = click.Context(click.Command(card.name))
     converted = {}
     for name, value in options.items():
         if name not in known:
-            raise ConfigError(f"{step.label}: {card.name} has no option '{name}'", hint=nearest(name, known))
+            raise ConfigError(f"{step.label}: {card.name} has no option '{name}'", hint=nearest(name, known), key=(*step._key, "options", name))
         try:
             converted[name] = from_recipe(known[name], value, context)
         except click.BadParameter as error:
-            raise ConfigError(f"{step.label}: {name}: {error.message}", hint=f"see: fiducial explain {card.name}") from error
+            hint = f"see: fiducial explain {card.name}"
+            raise ConfigError(f"{step.label}: {name}: {error.message}", hint=hint, key=(*step._key, "options", name)) from error
     needed = [p for p in (*map(parameter, card.options), *stage_of(card).options()) if p.required]
     missing = [p.name for p in needed if p.name not in step.options]
     if missing:
-        raise ConfigError(f"{step.label}: {card.name} needs the option '{missing[0]}'", hint=f"see: fiducial {card.name.replace('/', ' ')} --help")
+        hint = f"see: fiducial {card.name.replace('/', ' ')} --help"
+        raise ConfigError(f"{step.label}: {card.name} needs the option '{missing[0]}'", hint=hint, key=(*step._key, "options"))
     return converted
 
 
