@@ -49,7 +49,7 @@ def launched(launcher, *words, folder=None, code=0):
     """What two processes on CPUs say and leave, which end with this code."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run([sys.executable, *launcher, *map(str, words)], capture_output=True, text=True, check=False, env=environment, timeout=600, cwd=folder)
-    assert done.returncode == code, done.stderr[-5000:]
+    assert done.returncode == code, done.stderr[-40_000:]  # each process says its own, the one that failed first at the beginning
     return done
 
 
