@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
 GOALS = 40
 """Validation goals that each trial model is asked, with as many twins and ordinary prompts."""
-BATCH = 8
-"""Groups per step of a trial: half of what training takes by default makes twice the steps of the same time."""
 CHANCE = 0.05
 """Two models are told apart where the exact test gives less."""
 
@@ -45,7 +43,7 @@ def _paired(loop: Loop, groups: Sequence[Group]) -> list[Group]:
     """Pairs to try candidates on, chosen by hash; those of prompts without an attack, as far as there are such: they are short, and make more steps."""
     pairs = sorted((g for g in groups if len(g.completions) > 1), key=lambda g: digest(g.id))
     plain = {p.id for p in loop.material["repair"].direct}
-    return ([g for g in pairs if g.prompt.id in plain] or pairs)[: loop.options.pilot_steps * BATCH]
+    return ([g for g in pairs if g.prompt.id in plain] or pairs)[: loop.options.pilot_steps * loop.options.train.batch]
 
 
 def why(candidates: Sequence[Candidate]) -> str:
@@ -72,13 +70,9 @@ def _alike(one: Candidate, other: Candidate) -> bool:
 
 
 def _untrained(loop: Loop, base: LocalModel) -> Candidate:
-    """The base model on the same prompts."""
-    stage = loop.run.stage("choose-base", {"model": base.fingerprint, "prompts": digest([p.id for p in _prompts(loop)])})
-    if not stage.done:
-        began = time.monotonic()
-        found = _measured(_asked(loop, base, stage.lines("attempts", Attempt), "the base model"), objective="base model")
-        stage.finish(found.model_dump(mode="json") | {"seconds": time.monotonic() - began})
-    return _known(loop, stage, "the base model")
+    """The base model on the same prompts, which it was asked before anything was trained."""
+    answered = {a.prompt.id: a for a in loop.validated(0, base) if a.attack == loop.direct.name}
+    return _measured([answered[p.id] for p in _prompts(loop)], objective="base model")
 
 
 def _tried(loop: Loop, base: LocalModel, groups: Sequence[Group], name: str, rate: float | None) -> Candidate:
@@ -87,7 +81,7 @@ def _tried(loop: Loop, base: LocalModel, groups: Sequence[Group], name: str, rat
     from fiducial.training.loop import train
 
     objective = cast(Objective, registry.create(name))
-    options = loop.options.train.model_copy(update={"epochs": 1.0, "batch": BATCH, "learning_rate": rate, "seed": loop.options.seed})
+    options = loop.options.train.model_copy(update={"epochs": 1.0, "learning_rate": rate, "seed": loop.options.seed})
     inputs = {"groups": digest([g.id for g in groups]), "model": base.fingerprint, "options": options, "objective": {"name": name} | objective.options()}
     stage = loop.run.stage(f"choose-{name.rpartition('/')[2]}", inputs)
     if not stage.done:
@@ -116,7 +110,7 @@ def _measured(attempts: Sequence[Attempt], **about: Any) -> Candidate:
 
 
 def _prompts(loop: Loop) -> list[Prompt]:
-    some = loop.material["validation"].first(GOALS)
+    some = loop.validation().first(GOALS)
     return [*some.goals, *some.twins, *some.ordinary[:GOALS]]
 
 

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 WITH_ADAPTER = 1.25
 """What the same measurement takes on a model with an adapter, against the base model; 1.0 to 1.4 was seen, and what is set aside in vain is not trained."""
+ANOTHER = 8.0
+"""Minutes within which a second round must fit where no time was set."""
 REST = 10.0
 """Seconds for what is no stage: importing, putting the adapter on, saving, the report."""
 
@@ -73,7 +75,7 @@ class Loop(LoopSetup):
             "data", {"data": [digest([p.id for m in self.material.values() for p in m.direct])], "goals": sum(len(m.goals) for m in self.material.values())}
         )
         before = self._measured("before", base)
-        points = [self._point("base", self._validated(0, base))]
+        points = [self._point("base", self.validated(0, base))]
         rounds: list[dict[str, Any]] = []
         model, best = base, 0
         for number in range(1, self.options.rounds + 1):
@@ -81,7 +83,7 @@ class Loop(LoopSetup):
                 break
             model, training = self._round(number, base, model)
             rounds.append(training)
-            points.append(self._point(f"round {number}", self._validated(number, model)))
+            points.append(self._point(f"round {number}", self.validated(number, model)))
             best = self._best(points, rounds)
         points[best] = points[best].model_copy(update={"promoted": True})
         repaired = self._promote(best, base)
@@ -124,10 +126,14 @@ class Loop(LoopSetup):
         """What proves: where near twins are learnt from, enough of them for a rate."""
         return self.material["held-out"].first(self.options.held_out_goals, near=0.7 if self.options.near_twins else 0.2)
 
-    def _validated(self, number: int, model: LocalModel) -> list[Attempt]:
-        """The validation split, which rounds are chosen on."""
-        some, count = self.material["validation"].first(max(1, self.options.held_out_goals // 3)), max(1, self.options.per_family // 8)
-        some = Material(some.goals, some.twins, some.ordinary)  # near twins are shown, and nothing is chosen by them
+    def validation(self) -> Material:
+        """What rounds and objectives are chosen by. Near twins are shown, and nothing is chosen by them."""
+        some = self.material["validation"].first(max(1, self.options.held_out_goals // 3))
+        return Material(some.goals, some.twins, some.ordinary)
+
+    def validated(self, number: int, model: LocalModel) -> list[Attempt]:
+        """A round's model, or as number 0 the base model, on the validation split; done once."""
+        some, count = self.validation(), max(1, self.options.per_family // 8)
         return self._trials(f"validate-{number}", model, [(self.direct, some.direct), *((a, some.attacked(count, count)) for a in self.attacks)])
 
     def _round(self, number: int, base: LocalModel, model: LocalModel) -> tuple[LocalModel, dict[str, Any]]:
@@ -324,15 +330,17 @@ class Loop(LoopSetup):
             return False
         number = len(rounds)
         round_cost = sum(self.seconds.get(f"{stage} {number}", 0.0) for stage in ("find", "make", "discover", "train", "validate"))
-        return self._spent() + round_cost + self._proof_seconds() < 60 * self.options.minutes
+        return self._spent() + round_cost + self._proof_seconds() < 60 * (self.options.minutes or ANOTHER)
 
     def _proof_seconds(self) -> float:
         """What the proof and the rest will take, from what the same took before."""
         cases = self.seconds.get("discover 1", 0.0) / 2  # finding them, one skill at a time and with repairs, takes longer than asking them again
         return WITH_ADAPTER * (sum(self.seconds.get(stage, 0.0) for stage in ("before", "capability before", "answers before")) + cases) + REST
 
-    def _minutes_for_training(self) -> float:
-        """What is left when the proof is set aside; at least a minute, so that there is something to prove."""
+    def _minutes_for_training(self) -> float | None:
+        """What is left when the proof is set aside; at least a minute, so that there is something to prove. None where no time was set."""
+        if self.options.minutes is None:
+            return None
         aside = self._proof_seconds() + WITH_ADAPTER * self.seconds.get("validate 0", 0.0)
         left = 60 * self.options.minutes - self._spent() - aside
         return max(60.0, left) / 60

@@ -14,10 +14,8 @@ DEFAULT_MAKER = "align/failure_pairs"
 class LoopTraining(TrainOptions):
     """How the loop trains: what a model of 135 million parameters needs to change its behaviour on about a thousand short groups."""
 
-    epochs: float = Field(default=3.0, gt=0)
+    epochs: float = Field(default=1.5, gt=0)
     """Passes over the groups."""
-    batch: int = Field(default=16, ge=1)
-    """Groups per optimizer step."""
     learning_rate: float | None = Field(default=None, gt=0)
     """Peak learning rate; by default the one among the `candidates`, else the objective's own."""
     lora_depth: float = Field(default=0.4, gt=0, le=1)
@@ -39,8 +37,9 @@ class LoopOptions(BaseModel):
     """The model to repair."""
     goals: str = "shipped"
     """Harmful goals, with benign twins in a column `twin`: a file, or `shipped`."""
-    minutes: float = Field(default=8.0, gt=0)
-    """Time to spend. Another round begins only if it fits; the training schedule is shortened rather than the proof."""
+    minutes: float | None = Field(default=None, gt=0)
+    """Time to spend. Another round begins only if it fits; the training schedule is shortened rather than the proof. By default the schedule is kept,
+    however long it takes here, and another round begins only if all is done within eight minutes."""
     rounds: int = Field(default=2, ge=1)
     """Most repair rounds."""
     seed: int = 0
@@ -68,7 +67,7 @@ class LoopOptions(BaseModel):
     maker: str = DEFAULT_MAKER
     """Who turns failures into training data."""
     maker_options: dict[str, Any] = Field(default_factory=dict)
-    """Options of the maker, over those that suit its default: failures weigh 0.6, and 1.35 where 0.6 of the near twins are learnt from; in other
+    """Options of the maker, over those that suit its default: failures weigh 0.75, and 1.35 where 0.6 of the near twins are learnt from; in other
     languages than English 0.7 of that. A refusal begins in one way and an answer in many, so that the likeliest word refuses too often."""
     discover: str = ""
     """A maker that looks for further weaknesses in every round, such as align/weakness_discovery. Its repairs are trained on besides, and its

@@ -48,7 +48,7 @@ class LoopSetup:
 
     def _maker_options(self) -> dict[str, Any]:
         """Those that were asked for, over what suits the default maker on this material."""
-        suits = {"failure_weight": round(0.6 + 5 / 4 * self.options.near_twins, 2), "other_languages": 0.7}
+        suits = {"failure_weight": round(0.75 + self.options.near_twins, 2), "other_languages": 0.7}
         return (suits if self.options.maker == DEFAULT_MAKER else {}) | self.options.maker_options
 
     def _named_objectives(self) -> None:
