@@ -7,7 +7,7 @@ from fiducial.align.ai_preferences import AIPreferences, _Comparison, _probabili
 from fiducial.core import registry
 from fiducial.core.errors import ConfigError
 from fiducial.core.records import Attempt, Prompt, Verdict, user
-from fiducial.data.load import constitution
+from fiducial.data.constitution import constitution
 from fiducial.models.scripted import ScriptedModel, tiny
 from fiducial.training.objective import layout
 from fiducial.training.scorecard import comparisons

@@ -3,7 +3,7 @@ import pytest
 from fiducial.align.asking import ask, distinct, helper, texts, transcript
 from fiducial.core.errors import ModelError
 from fiducial.core.records import Completion, Message, user
-from fiducial.data.load import tongue
+from fiducial.data.languages import tongue
 from fiducial.models.scripted import ScriptedModel
 
 

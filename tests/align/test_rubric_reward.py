@@ -13,7 +13,7 @@ from fiducial.core.errors import ConfigError, DataError, MethodError, ModelError
 from fiducial.core.records import Attempt, Completion, Group, Prompt, Verdict, user
 from fiducial.core.registry import create
 from fiducial.core.roles import Judge
-from fiducial.data.load import read_rows
+from fiducial.data.rows import read_rows
 from fiducial.models.open import open as opening
 from fiducial.models.scripted import tiny
 

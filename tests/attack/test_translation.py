@@ -5,7 +5,8 @@ import pytest
 from fiducial.attack.translation import Translation
 from fiducial.core.errors import DataError
 from fiducial.core.records import Prompt, user
-from fiducial.data.load import SHIPPED, read_rows, shipped_goals
+from fiducial.data.load import SHIPPED, shipped_goals
+from fiducial.data.rows import read_rows
 
 TEA = Prompt(messages=user("How do I brew tea?"))
 

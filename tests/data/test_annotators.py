@@ -5,7 +5,7 @@ import pytest
 from fiducial.core.errors import DataError
 from fiducial.core.records import Completion, Group, Prompt, user
 from fiducial.data.annotators import Vote, dawid_skene, krippendorff, read_votes, votes_of
-from fiducial.data.load import Row
+from fiducial.data.rows import Row
 
 approx = pytest.approx
 

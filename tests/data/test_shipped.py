@@ -6,8 +6,10 @@ from math import ceil
 
 import pytest
 
-from fiducial.data.load import SHIPPED, capability, constitution, near_twins, ordinary, read_rows, shipped_goals
+from fiducial.data.constitution import constitution
+from fiducial.data.load import SHIPPED, capability, near_twins, ordinary, shipped_goals
 from fiducial.data.overlap import rouge_l, words
+from fiducial.data.rows import read_rows
 from fiducial.data.split import SPLITS, goal_text, normalised, split_of
 
 ALIKE = 0.8

@@ -158,7 +158,7 @@ def test_states_go_when_training_breaks_off(made):
     updates = Updates(model, SFT(), OPTIONS, Accelerator(cpu=True))
 
     def interrupted():
-        with updates.keeping(data, passes=3.0):
+        with updates.passes.keeping(data, passes=3.0):
             assert model.engine.lower is not None
             raise KeyboardInterrupt
 
@@ -182,8 +182,8 @@ def test_two_threads_divide_the_rows_and_find_the_same_states_each_time(made, tw
         model = adapted()
         data = Data.of(model, made.pairs(40), SFT(), OPTIONS)
         updates = Updates(model, SFT(), OPTIONS, Accelerator(cpu=True))
-        with updates.keeping(data, passes=3.0):
-            engines = updates._engines
+        with updates.passes.keeping(data, passes=3.0):
+            engines = updates.passes._engines
             assert len(engines) == 2
             assert engines[0].lower is engines[1].lower is not None
             found.append(engines[0].lower)

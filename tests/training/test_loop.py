@@ -16,6 +16,7 @@ from fiducial.models.scripted import tiny
 from fiducial.training import checkpoint, loop, lora, updates
 from fiducial.training.loop import train
 from fiducial.training.options import TrainOptions
+from fiducial.training.row_passes import RowPasses
 
 LORA, FULL = 4, 0
 OPTIONS = TrainOptions(batch=8, learning_rate=1e-2, lora_rank=LORA, warmup=0.0, clip=1e9)
@@ -75,8 +76,8 @@ def test_the_gradient_does_not_depend_on_how_a_step_is_cut_into_rows(made, tmp_p
 
 def test_a_group_larger_than_a_row_takes_two_passes_to_the_same_gradient(made, tmp_path, objective, monkeypatch):
     one_row, result = gradient(made.budgeted(2000), made.pairs(3), objective, tmp_path / "a")
-    took, two_passes = [], updates.Updates._two_passes
-    monkeypatch.setattr(updates.Updates, "_two_passes", lambda *args: (took.append(True), two_passes(*args))[1])
+    took, two_passes = [], RowPasses._two_passes
+    monkeypatch.setattr(RowPasses, "_two_passes", lambda *args: (took.append(True), two_passes(*args))[1])
     two, again = gradient(made.budgeted(30, backend="split"), made.pairs(3), objective, tmp_path / "b")
     assert bool(took) == (len(objective.prepare(made.group(0)).completions) > 1)
     assert distance(two, one_row) < 1e-5

@@ -27,7 +27,8 @@ from typing import TYPE_CHECKING, Any, final
 from fiducial.align.asking import ask, asked, distinct, helper, portions, texts, transcript
 from fiducial.core.records import Attempt, Completion, Conversation, Group, Message, user
 from fiducial.core.roles import Maker, Sink, ignore
-from fiducial.data.load import Principle, constitution, tongue
+from fiducial.data.constitution import Principle, constitution
+from fiducial.data.languages import tongue
 from fiducial.models.base import WhiteBox
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
 from fiducial.core.records import Attempt, Completion, Conversation
-from fiducial.data.load import tongue
+from fiducial.data.languages import tongue
 
 if TYPE_CHECKING:
     from fiducial.models.base import Model

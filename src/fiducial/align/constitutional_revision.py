@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any, Literal, final
 from fiducial.align.asking import ask, asked, counted, helper, portions, texts
 from fiducial.core.records import Attempt, Completion, Conversation, Group, Message
 from fiducial.core.roles import Maker, Sink, ignore
-from fiducial.data.load import Example, Principle, constitution, examples, nearest
+from fiducial.data.constitution import Example, Principle, constitution, examples
+from fiducial.data.languages import nearest
 from fiducial.data.overlap import copied
 
 if TYPE_CHECKING:

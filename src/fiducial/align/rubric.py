@@ -14,7 +14,7 @@ from fiducial.core.config import load_yaml
 from fiducial.core.errors import DataError, ModelError
 from fiducial.core.records import Attempt, Completion, Conversation, Group, Prompt, Record, user
 from fiducial.core.roles import Judge
-from fiducial.data.load import read_rows
+from fiducial.data.rows import read_rows
 from fiducial.models.base import WhiteBox
 
 SHIPPED = Path(__file__).with_name("rubric_refusal.yaml")

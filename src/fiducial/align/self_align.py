@@ -26,7 +26,7 @@ from fiducial.core.records import Attempt, Completion, Group, Message, Prompt, u
 from fiducial.core.roles import Maker, Sink, ignore
 from fiducial.core.store import write_atomic
 from fiducial.data.exemplars import Texts, read_texts
-from fiducial.data.load import tongue
+from fiducial.data.languages import tongue
 from fiducial.data.overlap import words
 from fiducial.models.base import WhiteBox
 

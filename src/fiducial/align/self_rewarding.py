@@ -31,7 +31,7 @@ from fiducial.align.asking import ask, asked, counted, distinct, helper, portion
 from fiducial.core.errors import MethodError
 from fiducial.core.records import Attempt, Completion, Conversation, Group, Message, user
 from fiducial.core.roles import Maker, Sink, ignore
-from fiducial.data.load import tongue
+from fiducial.data.languages import tongue
 from fiducial.models.base import WhiteBox
 
 if TYPE_CHECKING:

@@ -82,7 +82,7 @@ class TRL(Trainer):
 
 def _rows(path: Path) -> dict[str, list[Any]]:
     """The columns of a file, as they stand there."""
-    from fiducial.data.load import read_rows
+    from fiducial.data.rows import read_rows
 
     if path.suffix == ".parquet":
         import pyarrow.parquet

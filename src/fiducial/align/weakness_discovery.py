@@ -29,7 +29,7 @@ from fiducial.align.taxonomy import Point, read_taxonomy
 from fiducial.core.records import Attempt, Completion, Group, Prompt, user
 from fiducial.core.roles import Maker, Sink, ignore
 from fiducial.core.store import write_atomic
-from fiducial.data.load import tongue
+from fiducial.data.languages import tongue
 
 if TYPE_CHECKING:
     from fiducial.models.base import Model

@@ -13,7 +13,7 @@ from fiducial.core.errors import ConfigError
 from fiducial.core.records import Attempt, Group, digest
 from fiducial.core.roles import Maker, Suite
 from fiducial.core.store import hash_file
-from fiducial.data.load import read_rows
+from fiducial.data.rows import read_rows
 
 if TYPE_CHECKING:
     from fiducial.app.loop import Loop

@@ -19,7 +19,8 @@ from typing import ClassVar, final
 from fiducial.attack.base import TemplateAttack, asking
 from fiducial.core.errors import DataError
 from fiducial.core.records import Conversation, Prompt
-from fiducial.data.load import SHIPPED, read_rows
+from fiducial.data.load import SHIPPED
+from fiducial.data.rows import read_rows
 
 
 @final

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 from fiducial.core.errors import DataError
 from fiducial.core.records import Group, digest
 from fiducial.data.formats import best
-from fiducial.data.load import Row
+from fiducial.data.rows import Row
 
 if TYPE_CHECKING:
     import numpy as np

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 
 from fiducial.core.errors import ConfigError, DataError
-from fiducial.data.load import read_rows
+from fiducial.data.rows import read_rows
 
 PROBLEM, ANSWER = ("prompt", "problem", "question"), ("answer", "reference", "target")
 """Columns of a file of problems, the first that is there."""

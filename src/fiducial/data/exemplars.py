@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from fiducial.core.config import load_yaml
 from fiducial.core.errors import DataError
 from fiducial.core.records import Conversation, Message, Record
-from fiducial.data.load import language_of, tongue
+from fiducial.data.languages import language_of, tongue
 from fiducial.data.overlap import ngrams, rouge_l, words
 
 SHIPPED = Path(__file__).with_name("exemplars.yaml")

@@ -24,7 +24,8 @@ from fiducial.core.errors import DataError
 from fiducial.core.records import Completion, Conversation, Group, Message, user
 from fiducial.core.store import write_atomic
 from fiducial.data import documents, steps
-from fiducial.data.load import Row, messages_of, prompt_from, read_rows
+from fiducial.data.load import messages_of, prompt_from
+from fiducial.data.rows import Row, read_rows
 
 log = logging.getLogger(__name__)
 

@@ -25,6 +25,7 @@ from fiducial.core.records import Completion, Conversation, Prompt, Score
 from fiducial.core.roles import Sink, Suite, SuiteResult, ignore
 from fiducial.data import load
 from fiducial.data.exemplars import read_texts
+from fiducial.data.languages import tongue
 from fiducial.data.split import Split, split
 from fiducial.evaluate.base import chunks, fingerprint, mean_score, weights_of
 from fiducial.models.base import Model, WhiteBox
@@ -72,7 +73,7 @@ class Engraving(Suite):
 
     def _principled(self, prompt: Prompt) -> Conversation:
         """The request under the principles, with the mark after which the answer stands."""
-        say = read_texts(self.principles, load.tongue(prompt.language), self.assistant)
+        say = read_texts(self.principles, tongue(prompt.language), self.assistant)
         return say.principled(prompt.text, f"{say.answer} ")
 
     def _scores(self, model: Model, base: str, prompts: Sequence[Prompt], items: Sequence[dict[str, Any]]) -> list[Score]:

@@ -20,7 +20,8 @@ from fiducial.core.errors import ConfigError, DataError
 from fiducial.core.records import Prompt, user
 from fiducial.core.roles import Sink, Suite, SuiteResult, ignore
 from fiducial.data.checks import Check, parsed
-from fiducial.data.load import language_of, read_rows
+from fiducial.data.languages import language_of
+from fiducial.data.rows import read_rows
 from fiducial.evaluate.base import ask, chunks, fingerprint, rate_score
 from fiducial.models.base import Model
 

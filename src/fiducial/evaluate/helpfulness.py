@@ -26,6 +26,7 @@ from fiducial.core.records import Attempt, Better, Prompt, Score
 from fiducial.core.roles import Judge, Sink, Suite, SuiteResult, ignore
 from fiducial.data import load
 from fiducial.data.overlap import repetition
+from fiducial.data.rows import read_rows
 from fiducial.data.split import split as splits
 from fiducial.evaluate.base import ask, chunks, fingerprint, mean_score, rate_score, refused, weights_of
 from fiducial.models.base import Model, WhiteBox
@@ -130,7 +131,7 @@ def content(text: str) -> set[str]:
 def references(path: str) -> dict[str, tuple[str, bool]]:
     """Prompt text -> (answer, whether it ran to its end), from the rows that hold an answer. Raises DataError for other rows."""
     found = {}
-    for where, row in load.read_rows(path):
+    for where, row in read_rows(path):
         prompt, answer = row.get("prompt"), row.get("answer")
         if not isinstance(prompt, str) or not isinstance(answer, str):
             raise DataError(f"{where}: a row needs prompt and answer", hint='write {"prompt": "...", "answer": "...", "finish": "stop"}')

@@ -21,7 +21,8 @@ from typing import Any, ClassVar, final
 from fiducial.core.errors import ConfigError, DataError, MethodError
 from fiducial.core.records import Prompt, user
 from fiducial.core.roles import Sink, Suite, SuiteResult, ignore
-from fiducial.data.load import capability, read_rows
+from fiducial.data.load import capability
+from fiducial.data.rows import read_rows
 from fiducial.evaluate.base import Likelihoods, best, chunks, fingerprint, likelihoods, rate_score, weights_of
 from fiducial.models.base import Model, WhiteBox
 

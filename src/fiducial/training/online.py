@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -23,8 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fiducial.core.errors import ConfigError, DataError, FiducialError
-from fiducial.core.records import Group, Prompt, digest
+from fiducial.core.errors import ConfigError, DataError
+from fiducial.core.records import Group, digest
 from fiducial.core.roles import Objective, Sink, ignore
 from fiducial.models import adapters
 from fiducial.models.local import LocalModel
@@ -37,27 +36,20 @@ from fiducial.training.loop import Report, batch, has_added, planned_steps
 from fiducial.training.objective import GroupLogProbs
 from fiducial.training.online_card import Look, stops, surface
 from fiducial.training.online_options import OnlineOptions
-from fiducial.training.online_task import Task, bounds, check, fitting, labelled, spread, valued
+from fiducial.training.online_sampling import LOOKED_AT, Sampling, Scored
+from fiducial.training.online_task import Task, bounds, check, fitting, labelled, valued
 from fiducial.training.options import TrainOptions
 from fiducial.training.policy_gradient import SampledObjective
-from fiducial.training.processes import accelerator_on, agreed, shared
-from fiducial.training.rewards import Mixture, Scale, Values, mean, without_end
+from fiducial.training.processes import accelerator_on, agreed
+from fiducial.training.rewards import Mixture, Scale, mean
 from fiducial.training.schedule import exploded, rate
 from fiducial.training.updates import Updates
 from fiducial.training.weights import refuse_float16
 
-LOOKED_AT = 32
-"""Prompts that are answered once before training, now and then during it, and after it."""
 BETWEEN_LOOKS = 10
 """Answers that are learnt from for each one of a look."""
-FITTED_ON = 8 * LOOKED_AT
-"""Prompts, at most, on whose answers rewards are put on one scale: further ones are asked where a reward says nothing of most."""
-SCALED, FEWEST = 8, 2
-"""Answers that a reward should score for that, and has to."""
 STATE = ("step", "seconds", "answers", "left_out", "stop", "history", "seen")
 """What of a run is kept in its checkpoints under the same name."""
-GAP = {torch.float32: 1e-3, torch.float64: 1e-3}
-"""Mean difference of log-probability per token between sampler and scorer, in nats, that is rounding; 0.02 in smaller types."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,35 +112,22 @@ def learn(
     lora.make_trainable(model.module)
     costed = task.cost is not None and isinstance(objective, SampledObjective) and objective.values_cost
     updates = Updates(model, objective, options, accelerator, temperature=online.temperature, costed=costed)
-    return _Online(updates, task, online, samples.Start(model, updates.trainables, fresh=fresh), folder, origin).run(report, sink)
-
-
-@dataclass(slots=True)
-class _Scored:
-    """One step's answers with what is thought of them."""
-
-    groups: list[Group]
-    """With the total reward of each answer, and how it came about."""
-    components: dict[str, Values]
-    costs: Values
-    drawn: Data
-    old: GroupLogProbs
-    before: GroupLogProbs
+    sampling = Sampling(updates, task, online, samples.Start(model, updates.trainables, fresh=fresh))
+    return _Online(updates, task, online, sampling, folder, origin).run(report, sink)
 
 
 class _Online:
     """One run: the state that changes, and a method per part of a step."""
 
-    def __init__(self, updates: Updates, task: Task, online: OnlineOptions, start: samples.Start, folder: Path, origin: str) -> None:
-        self.updates, self.task, self.online, self.start, self.folder, self.origin = updates, task, online, start, folder, origin
+    def __init__(self, updates: Updates, task: Task, online: OnlineOptions, sampling: Sampling, folder: Path, origin: str) -> None:
+        self.updates, self.task, self.online, self.sampling, self.folder, self.origin = updates, task, online, sampling, folder, origin
         self.model, self.options, self.accelerator = updates.model, updates.options, updates.accelerator
         self.planned = planned_steps(len(task.prompts), self.options)
         self.sampled = updates.objective if isinstance(updates.objective, SampledObjective) else None
         self.rounds = online.updates or (self.sampled.updates if self.sampled else 1)
-        self.spread = spread(task.prompts)
         self.identity = self._identity()  # before the weight of the KL term moves
         self.pull = Pull(self.sampled.beta if self.sampled else 0.0, online.kl_target, online.kl_horizon)
-        self.rewards, self.multiplier = task.rewards, task.multiplier
+        self.multiplier = task.multiplier
         self.bounds = bounds(task, online)
         self.every = math.ceil(BETWEEN_LOOKS * min(LOOKED_AT, len(task.prompts)) / (self.options.batch * online.k))
         self.before: Look | None = None
@@ -161,14 +140,14 @@ class _Online:
     def run(self, report: Report | None, sink: Sink) -> OnlineResult:
         """All steps from the last checkpoint on, until prompts end, time is up or a rule stops it, with a look before and after."""
         self._resume()
-        self.before = before = self.before or self._first_look()
+        self.before = before = self.before or self.sampling.first_look()
         stop = self.stop or agreed(self.accelerator, self._spent())
         while self.step < self.planned and not stop:
             began = time.monotonic()
             figures = self._one_step(sink)
             self.step += 1
             if self.step % self.every == 0:
-                self.seen = surface(self._asked_again().groups)
+                self.seen = surface(self.sampling.asked_again().groups)
             self.seconds += time.monotonic() - began
             self.history.append({"step": self.step} | figures)
             if report and self.accelerator.is_main_process:
@@ -179,8 +158,7 @@ class _Online:
             if self.step % self.options.save_every == 0 or self.step == self.planned or stop:
                 self._save()
         chosen = self.front.take_best(self.multiplier.limit)
-        again = self._asked_again()
-        after = self._look(again, self._rewards(again.groups)[0])
+        after = self.sampling.look()
         counts = (self.answers, self.left_out, self.updates.tokens, self.updates.naive)
         used = (len(self.task.prompts), len(self.task.demonstrations))
         return OnlineResult(self.step, self.planned, *used, *counts, self.seconds, stop, before, after, self.history, chosen)
@@ -188,7 +166,8 @@ class _Online:
     def _one_step(self, sink: Sink) -> dict[str, float]:
         """Draws, scores, and updates; figures are over all processes."""
         chosen = batch(self.step, len(self.task.prompts), self.options)
-        scored = self._scored(self._drawn([self.task.prompts[i] for i in chosen], "samples", self.step, k=self.online.k))
+        drawn = self.sampling.drawn([self.task.prompts[i] for i in chosen], "samples", self.step, k=self.online.k)
+        scored = self.sampling.scored(drawn, self.step)
         for group in scored.groups if self.accelerator.is_main_process else ():
             sink(group)
         figures = self._figures(scored)
@@ -200,50 +179,7 @@ class _Online:
         self.pull = self.pull.after(figures["k3"], answers)
         return figures | learnt
 
-    def _drawn(self, prompts: Sequence[Prompt], purpose: str, step: int, *, k: int) -> Data:
-        """Answers to the prompts, as tokens."""
-        seed = int(digest([self.options.seed, purpose, step])[:15], 16)
-        groups = shared(self.accelerator, list(enumerate(prompts)), lambda mine: samples.draw(self.model, mine, self.online, k=k, seed=seed))
-        drawn = samples.data(self.model, groups, max_length=min(self.options.max_length, self.model.context))
-        if not drawn.groups:
-            raise DataError(f"none of the answers to {len(prompts)} prompts has a token to learn from", hint="this model has no end token; raise max_tokens")
-        return drawn
-
-    def _scored(self, drawn: Data) -> _Scored:
-        """The rewards of the answers, and their log-probabilities under the model as it is and as it was."""
-        components, costs, notes = self._rewards(drawn.groups)
-        totals, by = self._total(drawn.groups, components), {"annotator": f"step {self.step + 1}"}
-        kept = [{"rewards": {name: list(values[i]) for name, values in components.items()}} | note for i, note in enumerate(notes)]
-        groups = [g.model_copy(update={"rewards": r, "provenance": k, **by}) for g, r, k in zip(drawn.groups, totals, kept, strict=True)]
-        old = self._under(drawn, values=True)
-        with self.start.again():
-            before = self._under(drawn, values=False)
-        return _Scored(groups, components, costs, drawn, old, before)
-
-    def _rewards(self, groups: Sequence[Group]) -> tuple[dict[str, Values], Values, list[dict[str, Any]]]:
-        """What every reward says, the cost, and what rewards keep of each group for audit; each process scores its share."""
-
-        def said(mine: Sequence[Group]) -> list[tuple[dict[str, tuple[tuple[float | None, ...], dict[str, Any]]], tuple[float | None, ...]]]:
-            audited = self.rewards.audited(mine)
-            costs: Values = self.task.cost.score(mine) if self.task.cost else [() for _ in mine]
-            return [({name: each[i] for name, each in audited.items()}, tuple(costs[i])) for i in range(len(mine))]
-
-        found = shared(self.accelerator, groups, said)
-        components = {part.label: [each[part.label][0] for each, _ in found] for part in self.rewards.parts}
-        notes = [{name: note for name, (_, note) in each.items() if note} for each, _ in found]
-        return components, [cost for _, cost in found], [{"audit": note} if note else {} for note in notes]
-
-    def _total(self, groups: Sequence[Group], components: dict[str, Values]) -> Values:
-        totals = self.rewards.total(components)
-        return totals if self.online.end_penalty is None else without_end(totals, groups, self.online.end_penalty)
-
-    def _under(self, drawn: Data, *, values: bool) -> GroupLogProbs:
-        """The drawn tokens under the model as it is now."""
-        heads, at = self.updates.heads if values else None, self.online.temperature
-        each = shared(self.accelerator, range(len(drawn.groups)), lambda mine: samples.per_group(self.model, drawn, mine, temperature=at, heads=heads))
-        return drawn.parts.with_tokens(*torch.cat(each, dim=1).unbind())
-
-    def _figures(self, scored: _Scored) -> dict[str, float]:
+    def _figures(self, scored: Scored) -> dict[str, float]:
         """What is known of a step's samples before anything is learnt from them."""
         parts, old, before = scored.drawn.parts, _logp(scored.old), _logp(scored.before)
         count = float(parts.mask.sum())
@@ -256,7 +192,7 @@ class _Online:
         found |= {"tokens": float(parts.length.sum()) / count, "sampler_gap": samples.sampler_gap(scored.drawn.groups, scored.old)}
         return found | surface(scored.groups)
 
-    def _updated(self, scored: _Scored) -> dict[str, float]:
+    def _updated(self, scored: Scored) -> dict[str, float]:
         """Updates on what can be learnt from: figures of the last one, the share of groups that teach nothing, the answers left out."""
         drawn, taught = scored.drawn, self._taught(scored)
         objective = self.updates.objective
@@ -288,7 +224,7 @@ class _Online:
         """Whether a critic of its own values what answers cost."""
         return self.model.cost_head is not None
 
-    def _taught(self, scored: _Scored) -> list[Group]:
+    def _taught(self, scored: Scored) -> list[Group]:
         """The groups with the rewards that are learnt from: under a cost limit, of answers whose cost is known, less the weighed cost unless
         that has a critic of its own.
         """
@@ -317,41 +253,6 @@ class _Online:
         weight = self.online.mix * float(self.sampled.counted(data.parts).sum())
         return *samples.mixed(self.model, data, taught.given, before, examples, weight), flat
 
-    def _first_look(self) -> Look:
-        """Answers before training, by which rewards are put on one scale. Raises FiducialError when what is scored is not what is sampled."""
-        drawn = self._asked_again()
-        gap = samples.sampler_gap(drawn.groups, self._under(drawn, values=False))
-        if abs(gap) > GAP.get(next(self.model.module.parameters()).dtype, 0.02):
-            raise FiducialError(
-                f"the model's sampler and its scores differ by {gap:.2g} nats per token, so that distances would be wrong",
-                hint="report this with the name of the model; float32 may help: --dtype float32",
-            )
-        components = self._rewards(drawn.groups)[0]
-        self.rewards = self.rewards.fitted(self._for_scales(components))
-        seen = self._look(drawn, components)
-        if all(r is None for r in seen.rewards):
-            raise DataError(f"none of {len(seen.rewards)} answers could be scored", hint="look at what the reward says of some answers by itself")
-        return seen
-
-    def _asked_again(self) -> Data:
-        """One answer to each of the prompts that are looked at, with the same chance whenever it is asked for."""
-        return self._drawn(self.spread[:LOOKED_AT], "look", 0, k=1)
-
-    def _for_scales(self, components: dict[str, Values]) -> dict[str, Values]:
-        """What rewards say of a look, and of further prompts while one of them has said too little. Raises ConfigError where one has no scale then."""
-        asked = min(LOOKED_AT, len(self.spread))
-        while self.rewards.quiet(components, SCALED) and asked < min(len(self.spread), FITTED_ON):
-            more = self._rewards(self._drawn(self.spread[asked : asked + LOOKED_AT], "look", asked, k=1).groups)[0]
-            components = {name: [*values, *more[name]] for name, values in components.items()}
-            asked = min(asked + LOOKED_AT, len(self.spread))
-        if silent := self.rewards.quiet(components, FEWEST):
-            said = f"the reward '{silent[0]}' scores fewer than {FEWEST} of {asked} answers, so that it cannot be put on one scale with the others"
-            raise ConfigError(said, hint="give more prompts that it is about, weight 0, or leave it out")
-        return components
-
-    def _look(self, drawn: Data, components: dict[str, Values]) -> Look:
-        return Look.of(drawn.groups, components, self._total(drawn.groups, components))
-
     def _broken(self, before: Look) -> str:
         """A reason to stop that the last step shows, or nothing."""
         # where all groups are flat the gradient is that of the KL term alone, beside which any reward's is large
@@ -371,7 +272,7 @@ class _Online:
             "identity": self.identity,
             "origin": self.origin,
             "before": asdict(self.before) if self.before else None,
-            "scales": self.rewards.scales,
+            "scales": self.sampling.rewards.scales,
             "kl_weight": self.pull.beta,
             "multiplier": [self.multiplier.weight, self.multiplier.recent],
             "points": self.front.points,
@@ -388,7 +289,7 @@ class _Online:
         for name in STATE:
             setattr(self, name, state[name])
         self.before = Look(**state["before"])
-        self.rewards = Mixture(self.rewards.parts, {name: Scale(*values) for name, values in state["scales"].items()})
+        self.sampling.rewards = Mixture(self.task.rewards.parts, {name: Scale(*values) for name, values in state["scales"].items()})
         self.pull = replace(self.pull, beta=state["kl_weight"])
         weight, recent = state["multiplier"]
         self.multiplier = replace(self.multiplier, weight=weight, recent=tuple(recent))
@@ -407,7 +308,7 @@ class _Online:
         options, objective, task = self.options.model_dump(exclude={"minutes", "save_every"}), self.updates.objective, self.task
         rewards = [[p.label, p.weight, p.reward.name, p.reward.options()] for p in task.rewards.parts]
         cost = [task.cost.name, task.cost.options(), asdict(task.multiplier)] if task.cost else None
-        data = [[p.id for p in task.prompts], [p.id for p in self.spread[:LOOKED_AT]], [g.id for g in task.demonstrations]]
+        data = [[p.id for p in task.prompts], [p.id for p in self.sampling.spread[:LOOKED_AT]], [g.id for g in task.demonstrations]]
         return digest([options, self.online.model_dump(), objective.name, objective.options(), rewards, cost, data])
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from fiducial.data.annotators import Agreement, Consensus, Scale, Vote
-    from fiducial.data.load import Row
+    from fiducial.data.rows import Row
 
 TENTATIVE = 0.667
 """Alpha below which Krippendorff advises against even tentative conclusions."""
@@ -39,7 +39,7 @@ def combine(context: click.Context, file: str, scale: str, seed: int) -> None:
     from fiducial.core.store import write_atomic
     from fiducial.data.annotators import dawid_skene, krippendorff, read_votes, votes_of
     from fiducial.data.formats import read_groups
-    from fiducial.data.load import read_rows
+    from fiducial.data.rows import read_rows
 
     output = output_of(context)
     rows = read_rows(file)
