@@ -58,9 +58,10 @@ def test_an_interrupted_step_goes_on_where_it_was(run, call, plugin, recipe):
     ("override", "message"),
     [
         ("steps.0.options.limt=3", "first: attack/direct has no option 'limt'"),
+        ("steps.1.options={attempt: x}", "oversee/refusal has no option 'attempt'"),
         ("steps.0.options.limit=1.5", "first: limit: '1.5' is not a valid integer."),
         ("steps.1.options.attempts=step:frist", "oversee/refusal: attempts is 'step:frist', but no earlier step has that name"),
-        ("steps.1.options={}", "oversee/refusal: oversee/refusal needs the option 'attempts'"),
+        ("steps.1.options={}", "oversee/refusal needs the option 'attempts'"),
         ("steps.1.name=first", "two steps are called 'first'"),
         ("steps=[]", "the recipe has no steps"),
         ("stps=3", "command line: no option 'stps'"),

@@ -283,10 +283,11 @@ def _converted(step: Step, options: dict[str, Any]) -> dict[str, Any]:
     card = _card(step)
     known = {p.name: p for p in command(card).params if p.name and p.expose_value and p.name not in ("model", "resume", "show_config", "exit_zero")}
     context = click.Context(click.Command(card.name))
+    who = step.label if step.label.endswith(card.name) else f"{step.label}: {card.name}"  # a step without a name is called like its method
     converted = {}
     for name, value in options.items():
         if name not in known:
-            raise ConfigError(f"{step.label}: {card.name} has no option '{name}'", hint=nearest(name, known), key=(*step._key, "options", name))
+            raise ConfigError(f"{who} has no option '{name}'", hint=nearest(name, known), key=(*step._key, "options", name))
         try:
             converted[name] = from_recipe(known[name], value, context)
         except click.BadParameter as error:
@@ -296,7 +297,7 @@ def _converted(step: Step, options: dict[str, Any]) -> dict[str, Any]:
     missing = [p.name for p in needed if p.name not in step.options]
     if missing:
         hint = f"see: fiducial {card.name.replace('/', ' ')} --help"
-        raise ConfigError(f"{step.label}: {card.name} needs the option '{missing[0]}'", hint=hint, key=(*step._key, "options"))
+        raise ConfigError(f"{who} needs the option '{missing[0]}'", hint=hint, key=(*step._key, "options"))
     return converted
 
 
