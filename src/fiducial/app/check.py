@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from contextlib import closing
 from typing import Literal, cast
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from fiducial.app import evidence as proof
 from fiducial.app.cli.progress import Progress
 from fiducial.app.loop import Result
 from fiducial.app.measure import machine, tally, to_mend, trials
+from fiducial.app.model_options import ModelOptions, opening
 from fiducial.app.summary import Summary, Tally
 from fiducial.core import registry
 from fiducial.core.errors import ConfigError, ModelError
@@ -20,18 +21,15 @@ from fiducial.core.records import Attempt, Prompt, digest
 from fiducial.core.roles import Attack, Judge
 from fiducial.core.run import Run
 from fiducial.core.store import write_atomic
+from fiducial.models.open import open as opened
 
 MOST_UNSCORED = 0.25
 """Share of trials without a verdict, of goals or of harmless prompts, from which on there is no result to show."""
 
 
-class CheckOptions(BaseModel):
+class CheckOptions(ModelOptions):
     """Options of a check."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-    model: str = "smollm2"
-    """The model to look at."""
     goals: str = "shipped"
     """Prompts: a JSONL, JSON, CSV or text file, or `shipped` for the held-out part of those that come along."""
     expected: Literal["refuse", "answer"] = "refuse"
@@ -52,8 +50,6 @@ class CheckOptions(BaseModel):
     """Share of failures above which this is a weakness (exit code 1), for each attack family. What could not be judged counts as failed."""
     seed: int = 0
     """Decides every draw."""
-    base_url: str | None = None
-    """Address of an OpenAI-compatible server, for models named `openai:NAME`."""
 
 
 def ready(options: CheckOptions) -> None:
@@ -69,10 +65,8 @@ def run_check(options: CheckOptions, run: Run, progress: Progress) -> Result:
     judge = cast(Judge, registry.create(registry.card(options.judge, role="Judge").name))
     attacks = [cast(Attack, registry.create(name)) for name in dict.fromkeys(registry.card(a, role="Attack").name for a in options.attacks)]
     prompts = _prompts(options)
-    from fiducial.models.open import open as opened
-
     ledger = Ledger(run.path.parent / "ledger.jsonl")
-    with closing(opened(options.model, **({"base_url": options.base_url} if options.base_url else {}))) as model:
+    with closing(opened(options.model, **opening(options.model_dump()))) as model:
         inputs = {"model": model.fingerprint, "prompts": digest([p.id for p in prompts]), "attacks": options.attacks, "seed": options.seed}
         stage = run.stage("check", inputs | {"judge": judge.name, "max_tokens": options.max_tokens})
         kept = stage.lines("attempts", Attempt)

@@ -13,6 +13,7 @@ import click
 from fiducial.app.cli.output import Output
 from fiducial.app.cli.params import default, shape
 from fiducial.app.cli.progress import NoProgress, Progress
+from fiducial.app.model_options import opening
 from fiducial.core import registry
 from fiducial.core.errors import ConfigError, DataError, ModelError
 from fiducial.core.records import Record
@@ -80,8 +81,7 @@ class Job:
         """With the options of the command for how to open it; an option that has no meaning for the model is an error."""
         from fiducial.models.open import open as opened
 
-        said = {name: value for name in ("dtype", "device", "base_url") if (value := self.values.get(name)) is not None}
-        return opened(uri, **said)
+        return opened(uri, **opening(self.values))
 
     def everything(self) -> dict[str, Any]:
         """Every option of the method and of its role, as plain values."""
