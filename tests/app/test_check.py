@@ -39,7 +39,14 @@ def written(tmp_path, name, text):
         (["check", "tiny", "attacks=attack/nope"], "no method 'attack/nope'"),
         (["loop", "tiny", "goals=nothere.jsonl"], "there is no such file"),
         (["loop", "tiny", "gate.max_benign=0"], "govern/release has no option 'max_benign'"),
+        (["check", "nosuchmodel"], "'nosuchmodel' is not on this machine"),
+        (["check", "tiny", "base_url=http://localhost:1/v1"], "base_url has no meaning for the model 'tiny'"),
+        (["check", "openai:m", "base_url=localhost"], "'localhost' is no address of a server"),
         (["check", "openai:m", "base_url=http://localhost:1/v1", "timeout=0"], "timeout is 0"),
+        (["loop", "nosuchmodel"], "'nosuchmodel' is not on this machine"),
+        (["attack", "direct", "nosuchmodel"], "'nosuchmodel' is not on this machine"),
+        (["attack", "direct", "openai:m", "--base-url", "http://localhost:1/v1", "--concurrency", "0"], "concurrency 0"),
+        (["evaluate", "over_refusal", "nosuchmodel"], "'nosuchmodel' is not on this machine"),
     ],
 )
 def test_what_cannot_be_used_is_said_before_there_is_a_run(call, words, said):

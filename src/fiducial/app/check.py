@@ -15,13 +15,13 @@ from fiducial.app.measure import machine, tally, to_mend, trials
 from fiducial.app.model_options import ModelOptions, opening
 from fiducial.app.summary import Summary, Tally
 from fiducial.core import registry
+from fiducial.core.config import about
 from fiducial.core.errors import ConfigError, ModelError
 from fiducial.core.ledger import Ledger
 from fiducial.core.records import Attempt, Prompt, digest
 from fiducial.core.roles import Attack, Judge
 from fiducial.core.run import Run
 from fiducial.core.store import write_atomic
-from fiducial.models.open import open as opened
 
 MOST_UNSCORED = 0.25
 """Share of trials without a verdict, of goals or of harmless prompts, from which on there is no result to show."""
@@ -53,11 +53,15 @@ class CheckOptions(ModelOptions):
 
 
 def ready(options: CheckOptions) -> None:
-    """Raises ConfigError or DataError for what cannot be used, before there is a run."""
+    """Raises ConfigError, DataError or ModelError for what cannot be used, before there is a run."""
     registry.card(options.judge, role="Judge")
     for name in options.attacks:
         registry.card(name, role="Attack")
     _prompts(options)
+    from fiducial.models.open import ready as openable
+
+    with about("model"):
+        openable(options.model, **opening(options.model_dump()))
 
 
 def run_check(options: CheckOptions, run: Run, progress: Progress) -> Result:
@@ -65,6 +69,8 @@ def run_check(options: CheckOptions, run: Run, progress: Progress) -> Result:
     judge = cast(Judge, registry.create(registry.card(options.judge, role="Judge").name))
     attacks = [cast(Attack, registry.create(name)) for name in dict.fromkeys(registry.card(a, role="Attack").name for a in options.attacks)]
     prompts = _prompts(options)
+    from fiducial.models.open import open as opened
+
     ledger = Ledger(run.path.parent / "ledger.jsonl")
     with closing(opened(options.model, **opening(options.model_dump()))) as model:
         inputs = {"model": model.fingerprint, "prompts": digest([p.id for p in prompts]), "attacks": options.attacks, "seed": options.seed}

@@ -248,6 +248,8 @@ def _inspector_options() -> list[click.Option]:
 def audit(job: Job) -> int:
     """Findings about a model; 1 when one is of medium or high severity."""
     method = cast(Inspector, job.method())
+    if job.values["base"]:
+        job.openable(job.values["base"])
     with job.start() as run:
         base = job.white_box(job.values["base"]) if job.values["base"] else None
         findings = method.inspect(job.white_box(), base)

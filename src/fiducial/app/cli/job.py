@@ -83,14 +83,22 @@ class Job:
 
         return opened(uri, **opening(self.values))
 
+    def openable(self, uri: str) -> None:
+        """Raises ModelError or ConfigError where `uri` leads to no model, or to none with the options of the command."""
+        from fiducial.models.open import ready
+
+        ready(uri, **opening(self.values))
+
     def everything(self) -> dict[str, Any]:
         """Every option of the method and of its role, as plain values."""
         return {o.name: default(o) for o in self.card.options} | self.values | self.given
 
     def start(self) -> Run:
-        """The run, made at the first call (or the one that is resumed)."""
+        """The run, made at the first call (or the one that is resumed). Raises ModelError, and makes none, where MODEL leads to no model."""
         from fiducial.core.run import Run
 
+        if self._run is None and self.resumed is None and "model" in self.values:
+            self.openable(self.values["model"])
         if self._run is None:
             self._run = self.resumed or Run.create(self.card.name, self.everything(), self.given, int(self.values.get("seed") or 0))
             self.output.run = self._run.id
