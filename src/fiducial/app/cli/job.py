@@ -43,6 +43,8 @@ class Job:
     progress: Progress = field(default_factory=NoProgress)
     resumed: Run | None = None
     exit_zero: bool = False
+    later: frozenset[str] = frozenset()
+    """Options that an earlier step of a recipe is to give, and that are not there yet: only for `Stage.ready`."""
     _run: Run | None = None
 
     @property
@@ -131,6 +133,8 @@ class Stage:
 
     perform: Callable[[Job], int]
     """Does the work, prints the result, returns the exit code."""
+    ready: Callable[[Job], object]
+    """Raises what `perform` would for options that cannot be used, as far as that is known before earlier steps of a recipe are done. Changes nothing."""
     options: Callable[[], list[click.Option]] = list
     """Options that the role adds to those of the method."""
     takes_model: bool = True
@@ -231,4 +235,4 @@ def run_to_resume(reference: str, command: str) -> Run:
 def positive(value: float | int | None, name: str) -> None:
     """Raises ConfigError for a number that is not positive; None is allowed."""
     if value is not None and not value > 0:
-        raise ConfigError(f"--{name} is {value}", hint="it must be above 0")
+        raise ConfigError(f"--{name} is {value}", hint="it must be above 0", key=(name.replace("-", "_"),))
