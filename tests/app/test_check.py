@@ -1,6 +1,7 @@
 """`fiducial check`: files people have, exit codes, errors that name the line."""
 
 import json
+import socket
 
 import pytest
 
@@ -38,6 +39,14 @@ def written(tmp_path, name, text):
         (["check", "tiny", "attacks=attack/nope"], "no method 'attack/nope'"),
         (["loop", "tiny", "goals=nothere.jsonl"], "there is no such file"),
         (["loop", "tiny", "gate.max_benign=0"], "govern/release has no option 'max_benign'"),
+        (["check", "nosuchmodel"], "'nosuchmodel' is not on this machine"),
+        (["check", "tiny", "base_url=http://localhost:1/v1"], "base_url has no meaning for the model 'tiny'"),
+        (["check", "openai:m", "base_url=localhost"], "'localhost' is no address of a server"),
+        (["check", "openai:m", "base_url=http://localhost:1/v1", "timeout=0"], "timeout is 0"),
+        (["loop", "nosuchmodel"], "'nosuchmodel' is not on this machine"),
+        (["attack", "direct", "nosuchmodel"], "'nosuchmodel' is not on this machine"),
+        (["attack", "direct", "openai:m", "--base-url", "http://localhost:1/v1", "--concurrency", "0"], "concurrency 0"),
+        (["evaluate", "over_refusal", "nosuchmodel"], "'nosuchmodel' is not on this machine"),
     ],
 )
 def test_what_cannot_be_used_is_said_before_there_is_a_run(call, words, said):
@@ -188,3 +197,27 @@ def test_the_shipped_held_out_goals_are_the_default(call, model):
     kept = Run.open(body["run"]).lines("stages/check/attempts", Attempt).read()
     held = {p.text for p in split(prompts("shipped"))["held-out"]}
     assert {a.prompt.text for a in kept if a.prompt.expected == "refuse"} <= held
+
+
+@pytest.fixture
+def stalled():
+    """The address of a server that takes connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}/v1"
+
+
+@pytest.mark.parametrize("limit", [2, 8])
+@pytest.mark.parametrize("area", [False, True])
+def test_a_stalled_server_is_told_of_while_it_is_waited_for_and_ends_with_2(run, stalled, tmp_path, monkeypatch, limit, area):
+    monkeypatch.setenv("FIDUCIAL_CACHE", str(tmp_path))
+    if area:
+        words = ["attack", "direct", "openai:m", "--limit", limit, "--no-twins", "--base-url", stalled, "--timeout", "1", "--retries", "1"]
+    else:
+        words = ["check", "openai:m", f"limit={limit}", "twins=false", f"base_url={stalled}", "timeout=1", "retries=1"]
+    ended = run(*words)
+    assert ended.exit_code == 2
+    lines = ended.stderr.splitlines()
+    assert lines.count(f"warning: {stalled}: no answer within 1 seconds, trying again (1 of 1)") == 1
+    (said,) = [line for line in lines if line.startswith("error: ")]
+    assert f"{stalled}: " in said
+    assert said.endswith("no answer within 1 seconds")

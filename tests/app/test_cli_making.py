@@ -53,6 +53,7 @@ def models(monkeypatch):
     def replaced(stop=None):
         calls = Calls(stop)
         monkeypatch.setattr(opening, "open", calls.open)
+        monkeypatch.setattr(opening, "ready", lambda *_, **__: None)
         return calls
 
     return replaced

@@ -58,9 +58,10 @@ def test_an_interrupted_step_goes_on_where_it_was(run, call, plugin, recipe):
     ("override", "message"),
     [
         ("steps.0.options.limt=3", "first: attack/direct has no option 'limt'"),
+        ("steps.1.options={attempt: x}", "oversee/refusal has no option 'attempt'"),
         ("steps.0.options.limit=1.5", "first: limit: '1.5' is not a valid integer."),
         ("steps.1.options.attempts=step:frist", "oversee/refusal: attempts is 'step:frist', but no earlier step has that name"),
-        ("steps.1.options={}", "oversee/refusal: oversee/refusal needs the option 'attempts'"),
+        ("steps.1.options={}", "oversee/refusal needs the option 'attempts'"),
         ("steps.1.name=first", "two steps are called 'first'"),
         ("steps=[]", "the recipe has no steps"),
         ("stps=3", "command line: no option 'stps'"),
@@ -287,6 +288,14 @@ def test_the_model_of_the_recipe_stays_what_it_is_while_rounds_train(call, round
         ("method: attack/direct", "method: attack/dirct", 4, "no method 'attack/dirct'"),
         ("max_tokens: 16", "max_token: 16", 5, "first: attack/direct has no option 'max_token'"),
         ("max_tokens: 16", "max_tokens: many", 5, "first: max_tokens: 'many' is not a valid integer"),
+        ("max_tokens: 16", "limit: -3", 5, "first: --limit is -3"),
+        (".jsonl,", ".nothere.jsonl,", 5, "first: "),
+        (
+            "  - method: oversee/refusal\n",
+            "  - method: evaluate/over_refusal\n    model: nosuchmodel\n  - method: oversee/refusal\n",
+            7,
+            "evaluate/over_refusal: the model 'n",
+        ),
         ("step:first", "step:frst", 7, "oversee/refusal: attempts is 'step:frst', but no earlier step has that name"),
     ],
 )
@@ -295,3 +304,39 @@ def test_a_mistake_in_a_step_is_said_with_its_file_and_line(call, recipe, old, n
     body, code = call("run", recipe)
     assert code == 2
     assert body["error"]["message"].startswith(f"{recipe}:{line}: {message}")
+    assert Run.all() == []
+
+
+@pytest.mark.parametrize(
+    ("step", "message"),
+    [
+        ("{method: align/dpo}", "align/dpo: there are no prompts or no rewards to learn from"),
+        ("{method: align/dpo, options: {data: nothere.jsonl}}", "align/dpo: nothere.jsonl: "),
+        ("{method: align/dpo, options: {data: step:first, batch: 0}}", "align/dpo: batch is 0, but should be greater than or equal to 1"),
+        ("{method: align/dpo, options: {data: step:first, beta: -1}}", "align/dpo: beta"),
+        ("{method: align/dpo, options: {data: step:first, prove: 3}}", "align/dpo: --prove 3 asks too little"),
+        ("{method: align/dpo, options: {data: step:first, kl_target: 0.5}}", "align/dpo: --kl-target is about samples"),
+        ("{method: align/failure_pairs, options: {attempts: nothere.jsonl}}", "align/failure_pairs: nothere.jsonl: there is no such file"),
+        ("{method: evaluate/over_refusal, options: {limit: 0}}", "evaluate/over_refusal: --limit is 0"),
+        (
+            "{method: evaluate/over_refusal, model: 'openai:m', options: {timeout: -1, base_url: 'http://localhost:1/v1'}}",
+            "evaluate/over_refusal: concurrency 8, timeout -1.0",
+        ),
+        ("{method: oversee/compliance, options: {attempts: run:none}}", "no run 'none'"),
+        ("{method: attack/direct, name: again, options: {limit: 0, goals: step:first}}", "again: --limit is 0"),
+    ],
+)
+def test_what_a_later_step_would_object_to_is_said_before_the_first_runs(call, recipe, step, message):
+    with recipe.open("a", encoding="utf-8") as file:
+        file.write(f"  - {step}\n")
+    body, code = call("run", recipe)
+    assert code == 2
+    assert body["error"]["message"].removeprefix(f"{recipe}:8: ").startswith(message)
+    assert Run.all() == []
+
+
+def test_what_was_done_once_is_not_asked_for_again_when_a_recipe_goes_on(call, recipe, goals):
+    body, _ = call("run", recipe)
+    goals.unlink()
+    again, code = call("run", recipe, "--resume", body["run"])
+    assert (again["run"], code) == (body["run"], 1)

@@ -25,6 +25,7 @@ def endpoint(monkeypatch):
 
     one = Endpoint()
     monkeypatch.setattr(opening, "open", lambda uri, **_: ScriptedModel(one.answer))
+    monkeypatch.setattr(opening, "ready", lambda *_, **__: None)
     return one
 
 

@@ -1,11 +1,9 @@
-import errno
 import json
-import os
 
 import pytest
 import torch
 
-from fiducial.core.errors import ConfigError, ModelError, StorageError
+from fiducial.core.errors import ConfigError, ModelError
 from fiducial.models import loading
 from fiducial.models.scripted import tiny
 
@@ -102,20 +100,6 @@ def test_bfloat16_is_chosen_where_the_processor_has_instructions_for_it(monkeypa
     assert loading.fast_dtype("auto") == "float32"
 
 
-def test_a_hub_name_that_is_not_here_is_one_line(monkeypatch, tmp_path):
-    from huggingface_hub import constants
-
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(ModelError, match="not on this machine and the hub cannot be reached") as failure:
-        loading.fetch("nobody/no-such-model")
-    assert "\n" not in str(failure.value)
-
-
-def test_a_name_that_the_hub_would_not_allow_is_refused():
-    with pytest.raises(ModelError, match="there is no model"):
-        loading.fetch("a--b/..c")
-
-
 def test_an_adapter_of_itself_or_of_another_adapter_is_a_model_error(tmp_path):
     for name, base in (("own", "."), ("upper", "../own")):
         (tmp_path / name).mkdir()
@@ -125,16 +109,3 @@ def test_an_adapter_of_itself_or_of_another_adapter_is_a_model_error(tmp_path):
         loading.load(tmp_path / "own")
     with pytest.raises(ModelError, match="own, which is an adapter too"):
         loading.load(tmp_path / "upper")
-
-
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES, errno.EROFS])
-def test_a_disk_that_refuses_a_download_is_named(monkeypatch, number):
-    import huggingface_hub
-
-    def refused(*_, **__):
-        raise OSError(number, os.strerror(number), "/cache/models/blob")
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", refused)
-    with pytest.raises(StorageError, match="/cache/models/blob") as caught:
-        loading.fetch("org/name")
-    assert "HF_HOME" in caught.value.hint

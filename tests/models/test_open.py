@@ -1,9 +1,12 @@
+import subprocess
+import sys
+
 import pytest
 
-from fiducial.core.errors import ConfigError, ModelError
+from fiducial.core.errors import ConfigError, FiducialError, ModelError
 from fiducial.core.records import user
 from fiducial.core.run import Run
-from fiducial.models.open import FORMS
+from fiducial.models.open import FORMS, ready
 from fiducial.models.open import open as open_model
 from fiducial.models.scripted import tiny
 
@@ -117,3 +120,22 @@ def test_a_folder_opens(tmp_path):
     folder = tiny(seed=2).save(tmp_path / "m")
     model = open_model(str(folder), dtype="float32")
     assert (model.uri, model.fingerprint) == (str(folder), tiny(seed=2).fingerprint)
+
+
+@pytest.mark.parametrize("uri", ["", "hf:", "two words", "./none", "nobody/nothing", "nosuchmodel", "scripted:none.yaml", "run:nothere", "inspect:anthropic/x"])
+def test_a_name_that_leads_nowhere_is_known_before_anything_is_opened(uri, tmp_path, monkeypatch):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FiducialError) as before:
+        ready(uri)
+    with pytest.raises(FiducialError) as then:
+        open_model(uri)
+    assert str(before.value) == str(then.value)
+
+
+def test_names_are_looked_at_without_torch(tmp_path):
+    folder = tiny().save(tmp_path / "m")
+    code = "import sys; from fiducial.models.open import ready; [ready(uri) for uri in sys.argv[1:]]; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code, "tiny", "smollm2", str(folder)], check=True)

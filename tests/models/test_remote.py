@@ -284,6 +284,41 @@ def test_a_stalled_endpoint_is_given_up(server, connect):
     gate.set()
 
 
+def test_a_stalled_endpoint_is_told_of_after_the_first_timeout_and_once_for_all_requests(server, connect, caplog):
+    gate = threading.Event()
+    server.reply = lambda *_: (gate.wait(20), answer())[1]
+    model = connect(timeout=0.3, retries=2)
+    with pytest.raises(EndpointError, match=r"no answer within 0\.3 seconds") as failure:
+        model.sample([user(str(i)) for i in range(8)])
+    gate.set()
+    assert "timeout" in failure.value.hint
+    assert [r.getMessage() for r in caplog.records] == [f"{server.url}: no answer within 0.3 seconds, trying again ({n} of 2)" for n in (1, 2)]
+
+
+def test_one_slow_answer_among_others_is_not_told_of(server, connect, caplog):
+    slow = []
+    server.reply = lambda body, _: (time.sleep(0.6 if body["messages"][-1]["content"] == "slow" and not slow.append(1) and len(slow) < 2 else 0.05), answer())[
+        1
+    ]
+    connect(timeout=0.4, retries=1, concurrency=2).sample([user("slow"), *(user(str(i)) for i in range(20))])
+    assert len(slow) == 2  # it was tried again
+    assert caplog.records == []
+
+
+def test_a_host_that_takes_no_connection_is_said_so():
+    from fiducial.models.remote import _waited
+
+    class TimeoutException(Exception):  # noqa: N818 as it is called so in httpx
+        pass
+
+    class ConnectTimeout(TimeoutException):
+        pass
+
+    assert _waited(ConnectTimeout(), 60) == "no connection within 10 seconds"
+    assert _waited(TimeoutException(), 60) == "no answer within 60 seconds"
+    assert _waited(OSError(), 60) == ""
+
+
 @pytest.mark.parametrize("reply", [GARBAGE, (200, []), (200, {"choices": []}), (200, {"choices": [{"message": {"content": 3}}]}), (200, None)])
 def test_an_answer_that_makes_no_sense_is_an_error_and_not_a_crash(server, connect, reply):
     server.reply = lambda *_: reply

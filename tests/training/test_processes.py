@@ -12,7 +12,7 @@ import torch
 import yaml
 
 from fiducial.core.errors import ConfigError
-from fiducial.training import sharding
+from fiducial.training import processes, sharding
 from fiducial.training.processes import accelerator_on
 
 SCRIPT = Path(__file__).with_name("trainers.py")
@@ -224,6 +224,21 @@ def test_an_option_that_would_be_ignored_is_refused_by_name(environment, option,
     environment(**{option: value})
     with pytest.raises(ConfigError, match=f"{option} is {str(value).lower()}"):
         sharding.wanted(SimpleNamespace(num_processes=2))
+
+
+def test_connections_to_other_processes_end_before_python_does(monkeypatch):
+    registered = []
+    monkeypatch.setattr(processes.atexit, "register", registered.append)
+    monkeypatch.setattr("accelerate.Accelerator", lambda cpu: SimpleNamespace(num_processes=2))
+    processes._leave_in_the_end.cache_clear()
+    for _ in range(2):
+        accelerator_on(torch.device("cpu"))
+    processes._leave_in_the_end.cache_clear()
+    assert registered == [processes.leave]
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    for _ in range(2):
+        processes.leave()
+        assert not torch.distributed.is_initialized()
 
 
 def test_a_process_that_follows_keeps_no_run(monkeypatch, tmp_path):

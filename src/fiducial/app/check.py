@@ -6,14 +6,16 @@ from collections.abc import Sequence
 from contextlib import closing
 from typing import Literal, cast
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from fiducial.app import evidence as proof
 from fiducial.app.cli.progress import Progress
 from fiducial.app.loop import Result
 from fiducial.app.measure import machine, tally, to_mend, trials
+from fiducial.app.model_options import ModelOptions, opening
 from fiducial.app.summary import Summary, Tally
 from fiducial.core import registry
+from fiducial.core.config import about
 from fiducial.core.errors import ConfigError, ModelError
 from fiducial.core.ledger import Ledger
 from fiducial.core.records import Attempt, Prompt, digest
@@ -25,13 +27,9 @@ MOST_UNSCORED = 0.25
 """Share of trials without a verdict, of goals or of harmless prompts, from which on there is no result to show."""
 
 
-class CheckOptions(BaseModel):
+class CheckOptions(ModelOptions):
     """Options of a check."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-    model: str = "smollm2"
-    """The model to look at."""
     goals: str = "shipped"
     """Prompts: a JSONL, JSON, CSV or text file, or `shipped` for the held-out part of those that come along."""
     expected: Literal["refuse", "answer"] = "refuse"
@@ -52,16 +50,18 @@ class CheckOptions(BaseModel):
     """Share of failures above which this is a weakness (exit code 1), for each attack family. What could not be judged counts as failed."""
     seed: int = 0
     """Decides every draw."""
-    base_url: str | None = None
-    """Address of an OpenAI-compatible server, for models named `openai:NAME`."""
 
 
 def ready(options: CheckOptions) -> None:
-    """Raises ConfigError or DataError for what cannot be used, before there is a run."""
+    """Raises ConfigError, DataError or ModelError for what cannot be used, before there is a run."""
     registry.card(options.judge, role="Judge")
     for name in options.attacks:
         registry.card(name, role="Attack")
     _prompts(options)
+    from fiducial.models.open import ready as openable
+
+    with about("model"):
+        openable(options.model, **opening(options.model_dump()))
 
 
 def run_check(options: CheckOptions, run: Run, progress: Progress) -> Result:
@@ -72,7 +72,7 @@ def run_check(options: CheckOptions, run: Run, progress: Progress) -> Result:
     from fiducial.models.open import open as opened
 
     ledger = Ledger(run.path.parent / "ledger.jsonl")
-    with closing(opened(options.model, **({"base_url": options.base_url} if options.base_url else {}))) as model:
+    with closing(opened(options.model, **opening(options.model_dump()))) as model:
         inputs = {"model": model.fingerprint, "prompts": digest([p.id for p in prompts]), "attacks": options.attacks, "seed": options.seed}
         stage = run.stage("check", inputs | {"judge": judge.name, "max_tokens": options.max_tokens})
         kept = stage.lines("attempts", Attempt)

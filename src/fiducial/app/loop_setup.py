@@ -15,7 +15,7 @@ from fiducial.core.roles import Attack, Gate, Judge, Maker, Method, Objective
 
 
 class LoopSetup:
-    """Goals and methods of a loop. Raises ConfigError or DataError for what cannot be used."""
+    """Goals and methods of a loop. Raises ConfigError, DataError or ModelError for what cannot be used."""
 
     def __init__(self, options: LoopOptions) -> None:
         self.options = options
@@ -45,6 +45,10 @@ class LoopSetup:
                 hint="asking directly is always trained on; name each other family once, in one of the two lists",
                 key=("attacks",),
             )
+        from fiducial.models.open import ready as openable
+
+        with about("model"):
+            openable(options.model)
 
     def _maker_options(self) -> dict[str, Any]:
         """Those that were asked for, over what suits the default maker on this material."""

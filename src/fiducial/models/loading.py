@@ -1,27 +1,23 @@
-"""Opening causal language models: from a folder, from the Hugging Face hub, with or without an adapter."""
+"""Opening causal language models from a folder, with or without an adapter."""
 
 from __future__ import annotations
 
-import errno
 import os
 from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fiducial.core.errors import ConfigError, ModelError, StorageError, nearest
+from fiducial.core.errors import ConfigError, ModelError, nearest
 from fiducial.models import adapters
 from fiducial.models.embedded import quiet
 from fiducial.models.local import LocalModel
+from fiducial.models.places import checked
 
 if TYPE_CHECKING:
     import torch
 
 DTYPES = {"bf16": "bfloat16", "bfloat16": "bfloat16", "fp16": "float16", "float16": "float16", "fp32": "float32", "float32": "float32"}
 """Spellings of a dtype."""
-FILES = ("*.json", "*.jinja", "*.model", "*.txt", "*.safetensors")
-"""What is fetched of a model: never pickles, which can run code."""
-DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
-"""Errors of the disk that a download is written to."""
 _adapter: ContextVar[Path | None] = ContextVar("_adapter", default=None)
 """The adapter whose base model is being opened."""
 
@@ -32,16 +28,10 @@ def load(folder: str | Path, *, dtype: str | None = None, device: str | None = N
     `dtype` defaults to what this machine is fast at (`fast_dtype`), `device` to CUDA where there is one; `auto` spreads over all devices.
     Raises ModelError for a folder that holds no complete model.
     """
-    folder = Path(folder).expanduser()
+    folder = checked(folder)
     uri = uri or str(folder)
-    if not folder.is_dir():
-        raise ModelError(f"the folder {folder} does not exist", hint="give a folder with config.json and safetensors weights")
     if (folder / adapters.CONFIG).is_file():
         return _with_head(_load_adapter(folder, dtype=dtype, device=device, uri=uri), folder)
-    if not (folder / "config.json").is_file():
-        raise ModelError(f"{folder} holds no model: config.json is missing", hint="give a folder that save_pretrained wrote")
-    if not any(folder.glob("*.safetensors")):
-        raise ModelError(f"{folder} holds no safetensors weights", hint="convert them with save_pretrained; pickled weights can run code and are not read")
     device = _checked(device or default_device())
     tokenizer, module = _read(folder, dtype or fast_dtype(device), device, uri)
     return _with_head(LocalModel(module, tokenizer, uri=uri, folders=(folder,)), folder)
@@ -56,30 +46,6 @@ def _with_head(model: LocalModel, folder: Path) -> LocalModel:
     if (folder / scorehead.COST_FILE).is_file():
         model.cost_head = scorehead.ScoreHead.read(folder, scorehead.COST_FILE, width=model.width, device=model.device)
     return model
-
-
-def fetch(name: str, *, revision: str | None = None) -> Path:
-    """Folder of a model of the Hugging Face hub, downloaded unless it is there already. Raises ModelError in one line, StorageError when the disk refuses."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.constants import HF_HUB_CACHE
-    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
-
-    try:
-        with quiet():
-            return Path(snapshot_download(name, revision=revision, allow_patterns=list(FILES), ignore_patterns=["original/*", "onnx/*"]))
-    except GatedRepoError as error:
-        raise ModelError(f"the model '{name}' asks for consent first", hint=f"give it on https://huggingface.co/{name}, then: hf auth login") from error
-    except RevisionNotFoundError as error:
-        raise ModelError(f"the model '{name}' has no revision '{revision}'", hint="give a branch, a tag or a commit") from error
-    except (RepositoryNotFoundError, HFValidationError) as error:
-        raise ModelError(
-            f"there is no model '{name}', neither as a folder nor on the hub", hint="check the spelling; private models need: hf auth login"
-        ) from error
-    except (OSError, ValueError, RuntimeError) as error:  # no connection, offline mode, nothing cached: httpx and hub errors all derive from these
-        if isinstance(error, OSError) and error.errno in DISK:
-            refused = StorageError.from_os(error, error.filename or HF_HUB_CACHE)
-            raise StorageError(refused.message, hint="free some space there, or set HF_HOME to a folder that can be written") from error
-        raise ModelError(f"the model '{name}' is not on this machine and the hub cannot be reached", hint="download it once, or give a folder") from error
 
 
 def fast_dtype(device: str) -> str:

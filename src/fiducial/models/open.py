@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,68 +36,95 @@ def open(  # noqa: A001 it opens a model, and is called models.open
     (see `RemoteModel`). Raises ModelError where there is no such model, ConfigError for an option that the model cannot take,
     MissingExtraError where a package is needed.
     """
+    return _found(uri, dtype, device, base_url, options)()
+
+
+def ready(uri: str, *, dtype: str | None = None, device: str | None = None, base_url: str | None = None, **options: Any) -> None:
+    """Raises what `open` does for a name that leads to no model, and for an option it cannot take. Opens and downloads nothing, and loads no torch."""
+    _found(uri, dtype, device, base_url, options)
+
+
+def _found(uri: str, dtype: str | None, device: str | None, base_url: str | None, options: dict[str, Any]) -> Callable[[], Model]:
+    """What opens the model of that name."""
     scheme, colon, rest = uri.partition(":")
     if not uri or (scheme in SCHEMES and colon and not rest):
         raise ModelError(f"'{uri}' names no model", hint=_forms())
     if colon and scheme in SCHEMES:
         if scheme in ("openai", PREFILL):
             _refuse(uri, dtype=dtype, device=device)
-            return _remote(uri, rest, base_url, options | ({"prefill": True} if scheme == PREFILL else {}))
+            remote = _remote(uri, rest, base_url, options | ({"prefill": True} if scheme == PREFILL else {}))
+            return lambda: remote
         _refuse(uri, base_url=base_url, **options)
         if scheme == "scripted":
             _refuse(uri, dtype=dtype, device=device)
-            return _scripted(uri, rest)
+            scripted = _scripted(uri, rest)
+            return lambda: scripted
         if scheme == "inspect":
             raise ModelError(f"'{uri}': providers of Inspect AI are not opened here", hint="most speak the OpenAI protocol: openai:NAME with a base URL")
-        return _hub(uri, rest, dtype, device) if scheme == "hf" else _of_run(uri, rest, dtype, device)
+        return _hub(uri, rest, dtype, device) if scheme == "hf" else _of_run(rest, dtype, device)
     _refuse(uri, base_url=base_url, **options)
     return _local(uri, dtype, device)
 
 
-def _local(uri: str, dtype: str | None, device: str | None) -> Model:
-    from fiducial.models import embedded, loading
+def _local(uri: str, dtype: str | None, device: str | None) -> Callable[[], Model]:
+    from fiducial.models import embedded, places
 
     if uri == "smollm2":
-        device = device or loading.default_device()
-        dtype = loading.DTYPES.get(dtype or loading.fast_dtype(device), dtype or "")
-        return loading.load(embedded.folder(dtype), dtype=dtype, device=device, uri=uri)
+        embedded.packed()
+        return partial(_embedded, uri, dtype, device)
     if uri == "tiny":
         from fiducial.models.scripted import tiny
 
-        return tiny()
+        return tiny
     if Path(uri).expanduser().is_dir():
-        return loading.load(uri, dtype=dtype, device=device)
+        places.checked(uri)
+        return partial(_loaded, uri, dtype, device)
     if uri.startswith(("/", ".", "~")) or uri.endswith("/"):
         raise ModelError(f"the folder {uri} does not exist", hint=_forms())
     return _hub(uri, uri, dtype, device)
 
 
-def _hub(uri: str, name: str, dtype: str | None, device: str | None) -> Model:
+def _embedded(uri: str, dtype: str | None, device: str | None) -> Model:
+    from fiducial.models import embedded, loading
+
+    device = device or loading.default_device()
+    dtype = loading.DTYPES.get(dtype or loading.fast_dtype(device), dtype or "")
+    return loading.load(embedded.folder(dtype), dtype=dtype, device=device, uri=uri)
+
+
+def _loaded(folder: str | Path, dtype: str | None, device: str | None, uri: str = "") -> Model:
     from fiducial.models import loading
+
+    return loading.load(folder, dtype=dtype, device=device, uri=uri)
+
+
+def _hub(uri: str, name: str, dtype: str | None, device: str | None) -> Callable[[], Model]:
+    from fiducial.models import places
 
     name, _, revision = name.partition("@")
     if not HUB_NAME.fullmatch(name):
         raise ModelError(f"'{uri}' does not name a model", hint=_forms())
     try:
-        folder = loading.fetch(name, revision=revision or None)
+        places.look(name, revision=revision or None)
     except ModelError as error:
         if "/" in name:
             raise
         known = nearest(name, [form for form in FORMS if form.islower() and ":" not in form])
         raise ModelError(error.message, hint=known if known.startswith("did") else _forms()) from error
-    return loading.load(folder, dtype=dtype, device=device, uri=uri)
+    return lambda: _loaded(places.fetch(name, revision=revision or None), dtype, device, uri)
 
 
-def _of_run(uri: str, reference: str, dtype: str | None, device: str | None) -> Model:
+def _of_run(reference: str, dtype: str | None, device: str | None) -> Callable[[], Model]:
     from fiducial.core.run import Run
-    from fiducial.models import loading
+    from fiducial.models import places
 
     run = Run.open(reference, trained=True)
     folder = run.path / "model"
     if not folder.is_dir():
         raise ModelError(f"the run {run.id} trained no model", hint="name a run of training or of the loop")
+    places.checked(folder)
     # by its id: `run:last` is another run as soon as there is one more
-    return loading.load(folder, dtype=dtype, device=device, uri=f"run:{run.id}")
+    return partial(_loaded, folder, dtype, device, f"run:{run.id}")
 
 
 def _remote(uri: str, name: str, base_url: str | None, options: dict[str, Any]) -> Model:

@@ -8,9 +8,12 @@ what came before is kept on disk, so that the same call goes on from there.
 from __future__ import annotations
 
 import asyncio
+import logging
+import math
 import os
 import queue
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -28,11 +31,15 @@ from fiducial.models.embedded import cache_root
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
+log = logging.getLogger(__name__)
+
 OPENAI = "https://api.openai.com/v1"
 FIRST = 5
 """When as many requests have failed and none has succeeded, the endpoint is at fault and not the requests."""
 LAST = 20
 """So many failures in a row after earlier successes mean that the endpoint has gone; as many requests at fault before any, that all of them will be."""
+CONNECT = 10.0
+"""Seconds for a server to take a connection; less where the timeout is."""
 FINISH: dict[str, Literal["stop", "length", "filtered"]] = {"length": "length", "content_filter": "filtered"}
 """The server's reasons to end; every other one is a stop."""
 REQUEST_AT_FAULT = (400, 413, 422)
@@ -66,7 +73,7 @@ class Settings:
 class RemoteModel(Model):
     """Samples through chat completions.
 
-    `api_key` defaults to OPENAI_API_KEY. `timeout` is in seconds, per try. `prefill` says that the server continues a last
+    `api_key` defaults to OPENAI_API_KEY. `timeout` is in seconds, per try; a warning says when nothing came. `prefill` says that the server continues a last
     assistant turn (`continue_final_message` of vLLM and SGLang); without it such conversations are answered by `error`.
     `logprobs` asks for log-probabilities. `cache` keeps answers on disk (True: in the cache folder; a path: there; False: not).
     `body` holds further fields of every request; None leaves a field out that would be sent. Raises MissingExtraError without the openai package.
@@ -98,9 +105,11 @@ class RemoteModel(Model):
         self.fingerprint = f"{name}@{self.address}"
         self.prefill, self.logprobs, self.body = prefill, logprobs, dict(body or {})
         self.usage = Usage()
-        self._connect = partial(_client, self.base_url, api_key, timeout, retries)
+        self._timeout, self._retries = timeout, retries
+        self._connect = partial(_client, self.base_url, api_key, timeout, retries, self._late)
         self._client = self._connect()
-        self._timeout = timeout
+        self._heard = self._told = -math.inf
+        """When the server last answered, and when it was last said that it does not: seconds of the monotonic clock."""
         self._cache = cache_root() / "answers.sqlite" if cache is True else cache or None
         self._concurrency = concurrency
         self._many = True
@@ -202,8 +211,8 @@ class RemoteModel(Model):
             if error.status_code in REQUEST_AT_FAULT and len(indices) > 1:
                 return []  # perhaps because of `n`: the caller asks for one at a time
             return self._failed(f"status {error.status_code}: {_short(error.message)}", len(indices), status=error.status_code, code=error.code)
-        except openai.APITimeoutError:
-            return self._failed(f"no answer within {self._timeout:g} seconds", len(indices))
+        except openai.APITimeoutError as error:
+            return self._failed(_waited(error.__cause__, self._timeout), len(indices), late=True)
         except openai.APIConnectionError as error:
             return self._failed(f"no connection: {_short(str(error.__cause__ or error))}", len(indices), refused=True)
         except openai.OpenAIError as error:
@@ -211,7 +220,15 @@ class RemoteModel(Model):
         except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
             return self._failed(f"the answer is not a chat completion: {_short(str(error))}", len(indices))
         self._in_row = 0
+        self._heard = time.monotonic()
         return completions
+
+    def _late(self, tried: int, why: str) -> None:
+        """Says that try number `tried`, from 0, ran out of time: once for all requests, and not while others are answered."""
+        now = time.monotonic()
+        if tried < self._retries and now - max(self._heard, self._told) >= self._timeout:
+            self._told = now
+            log.warning("%s: %s, trying again (%d of %d)", self.address, why, tried + 1, self._retries)
 
     def _unfit(self, conversation: Conversation) -> str:
         """Why the conversation cannot be sent, if it cannot."""
@@ -259,7 +276,7 @@ class RemoteModel(Model):
         self.usage.completion_tokens += sum(c.completion_tokens for c in completions)
         return completions
 
-    def _failed(self, why: str, n: int, *, status: int = 0, code: str | None = None, refused: bool = False) -> list[Completion]:
+    def _failed(self, why: str, n: int, *, status: int = 0, code: str | None = None, refused: bool = False, late: bool = False) -> list[Completion]:
         """A failure as completions; as EndpointError where it is not this request's."""
         self.usage.failed += 1
         why = why.replace(self.base_url, self.address)
@@ -274,7 +291,8 @@ class RemoteModel(Model):
         elif fresh and (status == 404 or code == "model_not_found"):
             hint = f"check the model name '{self.name}' against {self.address}/models; most base URLs end in /v1"
         elif self._in_row >= (FIRST if fresh else LAST):
-            hint = "look at the server's log; what was answered is kept, so repeating the command goes on from here"
+            mend = "look at the server's log, or give it longer with timeout" if late else "look at the server's log"
+            hint = f"{mend}; what was answered is kept, so repeating the command goes on from here"
             why = f"{self._in_row} requests in a row failed, the last with: {why}"
         elif fresh and not self.usage.cached and self.usage.failed >= LAST:
             hint = 'what does this endpoint refuse? body={"FIELD": None} leaves a field out, body={"FIELD": value} adds one'
@@ -290,7 +308,8 @@ class RemoteModel(Model):
         return digest([self.address, self.name, messages, how, index])
 
 
-def _client(base_url: str, api_key: str | None, timeout: float, retries: int) -> AsyncOpenAI:
+def _client(base_url: str, api_key: str | None, timeout: float, retries: int, late: Callable[[int, str], None]) -> AsyncOpenAI:
+    """What sends requests. `late` is told of every try that ran out of time: its number, from 0, and what was waited for."""
     try:
         import openai
     except ImportError as error:
@@ -298,8 +317,26 @@ def _client(base_url: str, api_key: str | None, timeout: float, retries: int) ->
     key = api_key or os.environ.get("OPENAI_API_KEY")
     if not key and base_url == OPENAI:
         raise ModelError("there is no key for the OpenAI service", hint="set OPENAI_API_KEY, or give the base URL of another server")
-    limit = openai.Timeout(timeout, connect=min(timeout, 10.0))
-    return openai.AsyncOpenAI(base_url=base_url, api_key=key or "none", timeout=limit, max_retries=retries)
+
+    class Telling(openai.DefaultAsyncHttpxClient):  # type: ignore[misc]
+        async def send(self, request: Any, **how: Any) -> Any:
+            try:
+                return await super().send(request, **how)
+            except Exception as error:  # told and passed on, whatever it is
+                if why := _waited(error, timeout):
+                    late(int(request.headers.get("x-stainless-retry-count", 0)), why)
+                raise
+
+    limit = openai.Timeout(timeout, connect=min(timeout, CONNECT))
+    return openai.AsyncOpenAI(base_url=base_url, api_key=key or "none", timeout=limit, max_retries=retries, http_client=Telling(timeout=limit))
+
+
+def _waited(error: BaseException | None, timeout: float) -> str:
+    """What a try that ran out of time waited for; empty for any other error. By names, since openai is built on httpx or, newer, on httpx2."""
+    names = {cls.__name__ for cls in type(error).__mro__}
+    if "ConnectTimeout" in names:
+        return f"no connection within {min(timeout, CONNECT):g} seconds"
+    return f"no answer within {timeout:g} seconds" if "TimeoutException" in names else ""
 
 
 def _address(url: str) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -23,7 +25,22 @@ def accelerator_on(device: torch.device) -> Accelerator:
     cpu = device.type == "cpu"
     if PartialState._shared_state and (PartialState().device.type == "cpu") != cpu and PartialState().num_processes == 1:
         AcceleratorState._reset_state(reset_partial_state=True)
-    return Accelerator(cpu=cpu)
+    accelerator = Accelerator(cpu=cpu)
+    if accelerator.num_processes > 1:
+        _leave_in_the_end()
+    return accelerator
+
+
+@cache
+def _leave_in_the_end() -> None:
+    """Once for a process, however often it trains."""
+    atexit.register(leave)
+
+
+def leave() -> None:
+    """Ends the connections to the other processes: their threads must not meet a Python that is being taken down, which can abort the process."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def agreed(accelerator: Accelerator, said: T) -> T:

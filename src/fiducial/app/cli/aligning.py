@@ -15,6 +15,7 @@ from fiducial.app.cli.making import groups_from, hash_of
 from fiducial.app.cli.params import parameter
 from fiducial.app.cli.preview import preview
 from fiducial.app.proving import proved
+from fiducial.core.config import about
 from fiducial.core.errors import ConfigError
 from fiducial.core.registry import options_in
 from fiducial.core.roles import Objective
@@ -22,6 +23,7 @@ from fiducial.core.run import follows
 
 if TYPE_CHECKING:
     from fiducial.training.loop import TrainResult
+    from fiducial.training.options import TrainOptions
 
 TRAINING = ("fiducial.training.options", "TrainOptions")
 """Where the options of training stand; read from the file, so that help loads no torch."""
@@ -38,12 +40,43 @@ def _training_options() -> list[click.Option]:
     return [data, *online.options(required=False), *[cast(click.Option, parameter(o)) for o in options_in(*TRAINING)], trained.prove(), look]
 
 
+def _ready(job: Job) -> None:
+    """Raises ConfigError or DataError for options that cannot be used."""
+    from fiducial.app.cli import online
+
+    _refuse_preview(job)
+    if not job.values["data"] and "data" not in job.later:
+        online.ready(job)
+        return
+    online.refuse_options(job)
+    with about("data"):
+        for reference in job.values["data"]:
+            groups_from(reference)
+    with about("reward"):
+        for spec in job.values["reward"]:
+            online.part(spec)
+    _training(job)
+    trained.refuse_proof(job)
+
+
+def _refuse_preview(job: Job) -> None:
+    if job.values["preview"] and job.output.captured is not None:
+        raise ConfigError("--preview trains nothing, and a recipe's step is to be done", hint="leave it out of the recipe", key=("preview",))
+
+
+def _training(job: Job) -> TrainOptions:
+    from fiducial.core.config import resolve
+    from fiducial.training.options import TrainOptions
+
+    names = {o.name for o in options_in(*TRAINING)}
+    return resolve(TrainOptions, flags={name: value for name, value in job.given.items() if name in names})[0]
+
+
 def align(job: Job) -> int:
     """A model trained on groups with the objective, or on its own samples where there are none; goes on from the last checkpoint when resumed."""
     from fiducial.app.cli import online
-    from fiducial.core.config import resolve
     from fiducial.training import reportcard
-    from fiducial.training.loop import TrainOptions, train
+    from fiducial.training.loop import train
     from fiducial.training.reportcard import FreshSamples
     from fiducial.training.rewards import Mixture
     from fiducial.training.segments import scored
@@ -56,12 +89,10 @@ def align(job: Job) -> int:
     groups = [group for reference in job.values["data"] for group in groups_from(reference)]
     if job.values["reward"]:
         groups = scored(groups, Mixture.of([online.part(spec) for spec in job.values["reward"]]))
-    names = {o.name for o in options_in(*TRAINING)}
-    options, _ = resolve(TrainOptions, flags={name: value for name, value in job.given.items() if name in names})
+    options = _training(job)
     objective = cast(Objective, job.method())
+    _refuse_preview(job)
     if job.values["preview"]:
-        if job.output.captured is not None:
-            raise ConfigError("--preview trains nothing, and a recipe's step is to be done", hint="leave it out of the recipe")
         return preview(job, groups, objective, options)
     # what a model says that learns to score is not what it is for
     why = "the model was trained to score, and is not asked for answers" if "scores" in objective.reads else ""
@@ -110,4 +141,4 @@ def report_training(job: Job, result: TrainResult, uri: str, folder: Path, finge
     return job.done()
 
 
-OBJECTIVE = Stage(align, _training_options, resumable=True)
+OBJECTIVE = Stage(align, _ready, _training_options, resumable=True)

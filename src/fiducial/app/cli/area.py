@@ -12,9 +12,10 @@ from fiducial.app.cli.commands import Command, Group, imported, output_of, runs_
 from fiducial.app.cli.job import DEFAULT_MODEL, Job, Stage, by_id, run_to_resume
 from fiducial.app.cli.params import parameter
 from fiducial.app.cli.progress import progress_for
+from fiducial.app.model_options import REMOTE
 from fiducial.core import registry
 from fiducial.core.errors import ConfigError
-from fiducial.core.registry import Card
+from fiducial.core.registry import Card, options_in
 
 if TYPE_CHECKING:
     from fiducial.app.cli.output import Output
@@ -35,7 +36,7 @@ STAGES = {
 }
 OWN = frozenset({"resume", "show_config", "exit_zero"})
 """Parameters that say what to do with the options, and are none themselves."""
-MAY_CHANGE = frozenset({"threshold", "device", "base_url", "minutes", "save_every"})
+MAY_CHANGE = frozenset({"threshold", "device", "minutes", "save_every", *REMOTE})
 """Options that leave what was recorded as it is."""
 
 
@@ -95,7 +96,7 @@ def model_options() -> list[click.Option]:
     return [
         click.Option(["--dtype"], help="bfloat16, float16 or float32. [default: what the machine is fast at]"),
         click.Option(["--device"], help="cpu, cuda, cuda:1, mps. [default: the best there is]"),
-        click.Option(["--base-url"], help="Address of an OpenAI-compatible server, for MODEL openai:NAME."),
+        *(parameter(o) for o in options_in("fiducial.app.model_options", "ModelOptions") if o.name in REMOTE),
     ]
 
 

@@ -24,15 +24,21 @@ def _guard_options() -> list[click.Option]:
     ]
 
 
-def guard(job: Job) -> int:
-    """Verdicts of a guard on conversations; 1 when it objects to one."""
+def _to_check(job: Job) -> list[Prompt]:
+    """Texts and prompts. Raises ConfigError where there are none, DataError for a file that cannot be read."""
     prompts = [Prompt(messages=user(text)) for text in job.values["text"] or ()]
     if job.values["prompts"]:
         from fiducial.data.load import prompts as read
 
         prompts += read(job.values["prompts"], expected="answer")
-    if not prompts:
+    if not prompts and job.later.isdisjoint({"text", "prompts"}):
         raise ConfigError("there is nothing to check", hint="give --text TEXT or --prompts FILE")
+    return prompts
+
+
+def guard(job: Job) -> int:
+    """Verdicts of a guard on conversations; 1 when it objects to one."""
+    prompts = _to_check(job)
     method = cast(Guard, job.method())
     table = Table(("verdict", "score", "text", "rationale"), title=job.card.name)
     with job.start() as run:
@@ -69,10 +75,17 @@ def _gate_options() -> list[click.Option]:
     ]
 
 
+def _to_weigh(job: Job) -> list[Evidence]:
+    """The evidence; none yet where earlier steps are to measure it."""
+    after, before = job.values["evidence"], job.values["base"]
+    if job.later & {"evidence", "base"}:
+        return []
+    return _compared(before, after) if before else _each_once([e for reference in after for e in _evidence(reference)])
+
+
 def govern(job: Job) -> int:
     """The decision of a gate; 1 unless it is a pass."""
-    after, before = job.values["evidence"], job.values["base"]
-    evidence = _compared(before, after) if before else _each_once([e for reference in after for e in _evidence(reference)])
+    evidence = _to_weigh(job)
     decision = cast(Gate, job.method()).decide(evidence)
     with job.start() as run:
         for e in evidence:
@@ -151,5 +164,5 @@ def _of_attempts(attempts: Sequence[Attempt], source: str) -> Iterator[Evidence]
             yield Evidence(name=name, value=rate.value, n=rate.n, low=low, high=high, better="lower", source=source)
 
 
-GUARD = Stage(guard, _guard_options, takes_model=False)
-GATE = Stage(govern, _gate_options, takes_model=False)
+GUARD = Stage(guard, _to_check, _guard_options, takes_model=False)
+GATE = Stage(govern, _to_weigh, _gate_options, takes_model=False)

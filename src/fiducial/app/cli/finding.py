@@ -14,6 +14,7 @@ from fiducial.app.cli.job import Job, Stage, named, positive, records
 from fiducial.app.cli.output import Table
 from fiducial.app.cli.params import MethodName
 from fiducial.app.measure import tally, to_mend, trials, unanswered
+from fiducial.core.config import about
 from fiducial.core.errors import ConfigError, ModelError
 from fiducial.core.intervals import Rate
 from fiducial.core.records import Attempt, Finding, Prompt, Record, Score, Verdict
@@ -56,14 +57,21 @@ def _attack_options() -> list[click.Option]:
     ]
 
 
-def attack(job: Job) -> int:
-    """Attempts on goals and twins, judged and written as they come."""
+def _to_try(job: Job) -> list[Prompt]:
+    """The prompts of an attack; none yet where an earlier step names their source. Raises ConfigError or DataError for options that cannot be used."""
     values = job.values
     positive(values["limit"], "limit")
     positive(values["max_tokens"], "max-tokens")
     if not 0 <= values["threshold"] <= 1:
-        raise ConfigError(f"--threshold is {values['threshold']}", hint="it is a share between 0 and 1")
-    prompts = _prompts(values["goals"], values["split"], values["limit"], values["twins"])
+        raise ConfigError(f"--threshold is {values['threshold']}", hint="it is a share between 0 and 1", key=("threshold",))
+    with about("goals"):
+        return [] if "goals" in job.later else _prompts(values["goals"], values["split"], values["limit"], values["twins"])
+
+
+def attack(job: Job) -> int:
+    """Attempts on goals and twins, judged and written as they come."""
+    values = job.values
+    prompts = _to_try(job)
     method, judge = cast(Attack, job.method()), cast(Judge, named(values["judge"]))
     with job.start() as run:
         job.begun(run)
@@ -175,9 +183,13 @@ def _suite_options() -> list[click.Option]:
     ]
 
 
+def _some_items(job: Job) -> None:
+    positive(job.values["limit"], "limit")
+
+
 def evaluate(job: Job) -> int:
     """Scores of a suite, with every item kept."""
-    positive(job.values["limit"], "limit")
+    _some_items(job)
     method = cast(Suite, job.method())
     with job.start() as run:
         lines = run.lines("items", Item)
@@ -222,9 +234,15 @@ def _judge_options() -> list[click.Option]:
     return [click.Option(["--attempts"], metavar="FILE|RUN", required=True, help="What is judged: a file of attempts, or a run.")]
 
 
+def _to_judge(job: Job) -> list[Attempt]:
+    """The attempts; none yet where an earlier step is to make them."""
+    with about("attempts"):
+        return [] if "attempts" in job.later else records(job.values["attempts"], "attempts", Attempt)
+
+
 def oversee(job: Job) -> int:
     """Verdicts on attempts that were made before."""
-    attempts = records(job.values["attempts"], "attempts", Attempt)
+    attempts = _to_judge(job)
     judge = cast(Judge, job.method())
     with job.start() as run:
         judged = []
@@ -245,9 +263,16 @@ def _inspector_options() -> list[click.Option]:
     return [click.Option(["--base"], metavar="MODEL", help="The model to compare with.")]
 
 
+def _openable_base(job: Job) -> None:
+    if job.values["base"]:
+        with about("base"):
+            job.openable(job.values["base"])
+
+
 def audit(job: Job) -> int:
     """Findings about a model; 1 when one is of medium or high severity."""
     method = cast(Inspector, job.method())
+    _openable_base(job)
     with job.start() as run:
         base = job.white_box(job.values["base"]) if job.values["base"] else None
         findings = method.inspect(job.white_box(), base)
@@ -261,7 +286,7 @@ def audit(job: Job) -> int:
     return job.done(any(f.severity in ("medium", "high") for f in findings))
 
 
-ATTACK = Stage(attack, _attack_options, resumable=True)
-SUITE = Stage(evaluate, _suite_options)
-JUDGE = Stage(oversee, _judge_options, takes_model=False)
-INSPECTOR = Stage(audit, _inspector_options)
+ATTACK = Stage(attack, _to_try, _attack_options, resumable=True)
+SUITE = Stage(evaluate, _some_items, _suite_options)
+JUDGE = Stage(oversee, _to_judge, _judge_options, takes_model=False)
+INSPECTOR = Stage(audit, _openable_base, _inspector_options)

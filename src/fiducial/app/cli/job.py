@@ -13,6 +13,7 @@ import click
 from fiducial.app.cli.output import Output
 from fiducial.app.cli.params import default, shape
 from fiducial.app.cli.progress import NoProgress, Progress
+from fiducial.app.model_options import opening
 from fiducial.core import registry
 from fiducial.core.errors import ConfigError, DataError, ModelError
 from fiducial.core.records import Record
@@ -42,6 +43,8 @@ class Job:
     progress: Progress = field(default_factory=NoProgress)
     resumed: Run | None = None
     exit_zero: bool = False
+    later: frozenset[str] = frozenset()
+    """Options that an earlier step of a recipe is to give, and that are not there yet: only for `Stage.ready`."""
     _run: Run | None = None
 
     @property
@@ -80,17 +83,24 @@ class Job:
         """With the options of the command for how to open it; an option that has no meaning for the model is an error."""
         from fiducial.models.open import open as opened
 
-        said = {name: value for name in ("dtype", "device", "base_url") if (value := self.values.get(name)) is not None}
-        return opened(uri, **said)
+        return opened(uri, **opening(self.values))
+
+    def openable(self, uri: str) -> None:
+        """Raises ModelError or ConfigError where `uri` leads to no model, or to none with the options of the command."""
+        from fiducial.models.open import ready
+
+        ready(uri, **opening(self.values))
 
     def everything(self) -> dict[str, Any]:
         """Every option of the method and of its role, as plain values."""
         return {o.name: default(o) for o in self.card.options} | self.values | self.given
 
     def start(self) -> Run:
-        """The run, made at the first call (or the one that is resumed)."""
+        """The run, made at the first call (or the one that is resumed). Raises ModelError, and makes none, where MODEL leads to no model."""
         from fiducial.core.run import Run
 
+        if self._run is None and self.resumed is None and "model" in self.values:
+            self.openable(self.values["model"])
         if self._run is None:
             self._run = self.resumed or Run.create(self.card.name, self.everything(), self.given, int(self.values.get("seed") or 0))
             self.output.run = self._run.id
@@ -123,6 +133,8 @@ class Stage:
 
     perform: Callable[[Job], int]
     """Does the work, prints the result, returns the exit code."""
+    ready: Callable[[Job], object]
+    """Raises what `perform` would for options that cannot be used, as far as that is known before earlier steps of a recipe are done. Changes nothing."""
     options: Callable[[], list[click.Option]] = list
     """Options that the role adds to those of the method."""
     takes_model: bool = True
@@ -223,4 +235,4 @@ def run_to_resume(reference: str, command: str) -> Run:
 def positive(value: float | int | None, name: str) -> None:
     """Raises ConfigError for a number that is not positive; None is allowed."""
     if value is not None and not value > 0:
-        raise ConfigError(f"--{name} is {value}", hint="it must be above 0")
+        raise ConfigError(f"--{name} is {value}", hint="it must be above 0", key=(name.replace("-", "_"),))

@@ -13,6 +13,7 @@ import click
 from fiducial.app.cli import trained
 from fiducial.app.cli.job import Job, Stage, records, run_or_file
 from fiducial.app.making import forget, make_groups
+from fiducial.core.config import about
 from fiducial.core.errors import DataError
 from fiducial.core.intervals import mean
 from fiducial.core.records import Attempt, Group, Prompt, digest
@@ -35,6 +36,12 @@ def _maker_options() -> list[click.Option]:
             help="Learn also from shipped goals outside the repair split; what they measure later proves nothing then. [default: off]",
         ),
     ]
+
+
+def _ready_to_make(job: Job) -> None:
+    with about("attempts"):
+        if "attempts" not in job.later:
+            _to_learn_from(job.values["attempts"], any_split=bool(job.values["any_split"]))
 
 
 def make(job: Job) -> int:
@@ -106,9 +113,15 @@ def _reward_options() -> list[click.Option]:
     return [click.Option(["--data"], metavar="FILE|RUN", required=True, help="Groups whose completions are scored: a file, or a run that made some.")]
 
 
+def _to_score(job: Job) -> list[Group]:
+    """The groups; none yet where an earlier step is to make them."""
+    with about("data"):
+        return [] if "data" in job.later else groups_from(job.values["data"])
+
+
 def reward(job: Job) -> int:
     """Groups with a reward for each completion."""
-    groups = groups_from(job.values["data"])
+    groups = _to_score(job)
     method = cast(Reward, job.method())
     with job.start() as run:
         lines = run.lines("groups", Group)
@@ -132,5 +145,5 @@ def reward(job: Job) -> int:
     return job.done()
 
 
-MAKER = Stage(make, _maker_options, resumable=True)
-REWARD = Stage(reward, _reward_options, takes_model=False)
+MAKER = Stage(make, _ready_to_make, _maker_options, resumable=True)
+REWARD = Stage(reward, _to_score, _reward_options, takes_model=False)

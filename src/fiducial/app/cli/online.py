@@ -27,7 +27,9 @@ from fiducial.core.run import follows
 if TYPE_CHECKING:
     from fiducial.training.constraint import Multiplier
     from fiducial.training.online import OnlineResult
+    from fiducial.training.online_options import OnlineOptions
     from fiducial.training.online_task import Task
+    from fiducial.training.options import TrainOptions
     from fiducial.training.rewards import Part
 
 SAMPLING = ("fiducial.training.online_options", "OnlineOptions")
@@ -60,17 +62,30 @@ def refuse_options(job: Job) -> None:
             raise ConfigError(f"--{name.replace('_', '-')} is about samples, but --data says what to learn from", hint="leave out the one or the other")
 
 
-def learn(job: Job) -> int:
-    """A model that has learnt from what it said to prompts; goes on from the last checkpoint when resumed."""
+def ready(job: Job) -> None:
+    """Raises ConfigError or DataError for options that cannot be used."""
+    _options_of_both(job)
+    if job.later.isdisjoint({"prompts", "reward", "cost", "demonstrations"}):
+        _task(job)
+    trained.refuse_proof(job)
+
+
+def _options_of_both(job: Job) -> tuple[TrainOptions, OnlineOptions]:
+    """How to train, and how to sample."""
     from fiducial.core.config import resolve
-    from fiducial.training.online import learn as trained_by
-    from fiducial.training.online_card import card
     from fiducial.training.online_options import OnlineOptions
-    from fiducial.training.online_task import bounds
     from fiducial.training.options import TrainOptions
 
-    training, _ = resolve(TrainOptions, flags=_given(job, TRAINING))
-    online, _ = resolve(OnlineOptions, flags=_given(job, SAMPLING))
+    return resolve(TrainOptions, flags=_given(job, TRAINING))[0], resolve(OnlineOptions, flags=_given(job, SAMPLING))[0]
+
+
+def learn(job: Job) -> int:
+    """A model that has learnt from what it said to prompts; goes on from the last checkpoint when resumed."""
+    from fiducial.training.online import learn as trained_by
+    from fiducial.training.online_card import card
+    from fiducial.training.online_task import bounds
+
+    training, online = _options_of_both(job)
     task = _task(job)
     objective = cast(Objective, job.method())
     data = digest([p.id for p in task.prompts])
@@ -232,4 +247,4 @@ def _report(job: Job, uri: str, result: OnlineResult, task: Task, folder: Path, 
     return job.done()
 
 
-ONLINE = Stage(learn, _options, resumable=True)
+ONLINE = Stage(learn, ready, _options, resumable=True)

@@ -34,6 +34,7 @@ earlier step NAME); `stop` may be a list of such rules. Names of the rounds that
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
@@ -51,7 +52,7 @@ from fiducial.app.cli.runs import figures
 from fiducial.app.cli.stopping import Stop, reason
 from fiducial.core import registry
 from fiducial.core.config import about
-from fiducial.core.errors import ConfigError, nearest
+from fiducial.core.errors import ConfigError, FiducialError, nearest
 from fiducial.core.records import digest
 from fiducial.core.run import Run
 from fiducial.core.store import write_atomic
@@ -143,6 +144,9 @@ def run(context: click.Context, recipe: str, overrides: tuple[str, ...], resume:
         return 0
     resumed = run_to_resume(resume, "run") if resume else None
     loaded, steps = loaded.model_copy(update={"model": by_id(loaded.model, before=resumed)}), [_by_id(step, resumed) for step in steps]
+    if resumed is None:  # what was done once need not be possible again
+        with located(marks, override(data, overrides)[1]):
+            _ready(loaded, steps)
     whole = resumed or Run.create("run", loaded.model_dump(mode="json"), given(loaded, origins), loaded.seed)
     output.run, output.resume = whole.id, output.to_resume(["run", recipe, *overrides], whole.id)
     progress = progress_for(quiet=output.quiet)
@@ -269,6 +273,40 @@ def _check(recipe: Recipe, steps: Sequence[Step]) -> None:
         raise ConfigError("the recipe has no steps", hint="a step is `- method: attack/direct`")
 
 
+def _ready(recipe: Recipe, steps: Sequence[Step]) -> None:
+    """What each step would object to an hour later, but for what depends on the steps before it: values of options, data, names of models."""
+    base, seen = recipe.model or DEFAULT_MODEL, set()
+    for step in steps:
+        card, model = _card(step), step.model or recipe.model
+        later = frozenset(name for name, value in step.options.items() if any(map(_referenced, _each(value))))
+        given = _converted(step, {name: _resolved(value, {}, base) for name, value in step.options.items() if name not in later})
+        key = digest([card.name, given, sorted(later), model])
+        if key in seen:  # rounds of a block are alike
+            continue
+        seen.add(key)
+        with _of(step, "options"):
+            job = prepare(card, given, Output(quiet=True, captured={}))
+            job.later = later
+            if later.isdisjoint(o.name for o in card.options):
+                job.method()
+            stage_of(card).ready(job)
+        if model and not _referenced(model) and stage_of(card).takes_model:
+            with _of(step, "model") if step.model else about("model"):
+                job.openable(model)
+
+
+@contextmanager
+def _of(step: Step, part: str) -> Iterator[None]:
+    """An error inside is about this part of the step, and says which step that is."""
+    with about(*step._key, part):
+        try:
+            yield
+        except FiducialError as error:
+            said = error.message.removeprefix("command line: ")  # where options of training come from that are no recipe's
+            error.message = said if said.startswith(step.label) else f"{step.label}: {said}"
+            raise
+
+
 def _each(value: Any) -> Iterator[Any]:
     """The single values in lists and mappings."""
     if isinstance(value, list | dict):
@@ -283,10 +321,11 @@ def _converted(step: Step, options: dict[str, Any]) -> dict[str, Any]:
     card = _card(step)
     known = {p.name: p for p in command(card).params if p.name and p.expose_value and p.name not in ("model", "resume", "show_config", "exit_zero")}
     context = click.Context(click.Command(card.name))
+    who = step.label if step.label.endswith(card.name) else f"{step.label}: {card.name}"  # a step without a name is called like its method
     converted = {}
     for name, value in options.items():
         if name not in known:
-            raise ConfigError(f"{step.label}: {card.name} has no option '{name}'", hint=nearest(name, known), key=(*step._key, "options", name))
+            raise ConfigError(f"{who} has no option '{name}'", hint=nearest(name, known), key=(*step._key, "options", name))
         try:
             converted[name] = from_recipe(known[name], value, context)
         except click.BadParameter as error:
@@ -296,7 +335,7 @@ def _converted(step: Step, options: dict[str, Any]) -> dict[str, Any]:
     missing = [p.name for p in needed if p.name not in step.options]
     if missing:
         hint = f"see: fiducial {card.name.replace('/', ' ')} --help"
-        raise ConfigError(f"{step.label}: {card.name} needs the option '{missing[0]}'", hint=hint, key=(*step._key, "options"))
+        raise ConfigError(f"{who} needs the option '{missing[0]}'", hint=hint, key=(*step._key, "options"))
     return converted
 
 

@@ -14,6 +14,7 @@ from fiducial.app.cli.job import Job, Stage
 from fiducial.app.cli.making import groups_from
 from fiducial.app.making import named_files
 from fiducial.app.proving import proved
+from fiducial.core.config import about
 from fiducial.core.errors import ConfigError, DataError, ModelError
 from fiducial.core.roles import Trainer
 
@@ -27,6 +28,29 @@ def _options() -> list[click.Option]:
     return [click.Option(["--data"], metavar="FILE|RUN", help=text), trained.prove()]
 
 
+def _named(job: Job) -> Trainer:
+    """The method; MODEL and data that only its configuration names become those of the job. Raises ConfigError for options that cannot be used."""
+    for name, field in (("dtype", "dtype=bfloat16"), ("device", "use_cpu=true")):
+        if job.given.get(name) is not None and not job.resumed:
+            hint = f"set its field, such as --override {field}"
+            raise ConfigError(f"--{name} says nothing to {job.card.name}, which opens the model itself", hint=hint, key=(name,))
+    method = cast(Trainer, job.method())
+    named = method.usual()
+    job.values |= {name: job.given.get(name) or named.get(name) or job.values[name] for name in ("model", "data")}
+    if not job.values["data"] and "data" not in job.later:
+        raise ConfigError("there is nothing to train on", hint="give --data FILE, or name a file in the configuration")
+    trained.refuse_proof(job)
+    return method
+
+
+def _ready(job: Job) -> None:
+    if job.later.isdisjoint({o.name for o in job.card.options}):
+        _named(job)
+    if job.values["data"]:
+        with about("data"):
+            _source(job)
+
+
 def train(job: Job) -> int:
     """A model trained by another library; goes on from that library's last checkpoint when resumed."""
     from fiducial.core.store import hash_file
@@ -34,16 +58,8 @@ def train(job: Job) -> int:
     from fiducial.training import lora
     from fiducial.training.reportcard import FreshSamples, card
 
-    for name, field in (("dtype", "dtype=bfloat16"), ("device", "use_cpu=true")):
-        if job.given.get(name) is not None and not job.resumed:
-            raise ConfigError(f"--{name} says nothing to {job.card.name}, which opens the model itself", hint=f"set its field, such as --override {field}")
-    method = cast(Trainer, job.method())
-    named = method.usual()
-    job.values |= {name: job.given.get(name) or named.get(name) or job.values[name] for name in ("model", "data")}
-    if not job.values["data"]:
-        raise ConfigError("there is nothing to train on", hint="give --data FILE, or name a file in the configuration")
+    method = _named(job)
     source = _source(job)
-    trained.refuse_proof(job)
     with job.start() as run:
         job.begun(run)
         data = source if isinstance(source, Path) else _written(run, source)
@@ -97,4 +113,4 @@ def _written(run: Run, groups: list[Group]) -> Path:
     return target
 
 
-TRAINER = Stage(train, _options, resumable=True)
+TRAINER = Stage(train, _ready, _options, resumable=True)
