@@ -128,14 +128,14 @@ def test_a_full_disk_is_a_storage_error_that_says_how_to_go_on(call, plugin, scr
     assert code == 2
     assert body["error"]["kind"] == "storage"
     assert body["error"]["message"] == "no space left on the disk while writing /full/items.jsonl"
-    assert body["error"]["hint"] == "what was written before is kept; free some space, then start again"
+    assert body["error"]["hint"] == f"what was written before is kept; free some space, then go on with: fiducial evaluate breaks --resume {body['run']}"
     assert os.strerror(errno.ENOSPC) not in body["error"]["message"]
 
 
-def test_an_interrupt_exits_with_130_and_the_last_line_is_the_command_that_starts_again(run, plugin, script):
+def test_an_interrupt_exits_with_130_and_the_last_line_is_the_command_that_goes_on(run, plugin, script):
     result = run("evaluate", "breaks", script, "--how", "stop")
     assert result.exit_code == 130
-    assert result.stderr.splitlines()[-1].startswith("start again with: fiducial evaluate breaks scripted:")
+    assert result.stderr.splitlines()[-1].startswith("go on with: fiducial evaluate breaks --resume ")
 
 
 def test_broken_yaml_is_one_line_with_file_and_line(tmp_path):

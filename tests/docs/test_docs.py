@@ -161,14 +161,6 @@ def test_the_tree_in_the_readme_is_the_tree():
     assert set(shown) == real
 
 
-def test_the_budget_in_the_readmes_is_the_default():
-    from fiducial.app.loop import LoopOptions
-
-    minutes = f"{LoopOptions().minutes:g}"
-    assert f"budget is {minutes} minutes" in text(ROOT / "README.md")
-    assert f"{minutes} 分钟" in text(ROOT / "README.zh-CN.md")
-
-
 @pytest.mark.parametrize("name", READMES)
 def test_measured_figures_in_a_readme_stand_in_the_results(name):
     results = " ".join(text(p) for p in (ROOT / "bench" / "results").rglob("*.md")).replace(" %", "%")

@@ -1,10 +1,11 @@
 import pytest
 import torch
 
-from fiducial.core.records import user
+from fiducial.core.records import Completion, user
 from fiducial.core.store import Lines
 from fiducial.models.forest import Paths
 from fiducial.models.remembered import Call, Memory
+from fiducial.models.scorehead import ScoreHead
 from fiducial.models.scripted import ScriptedModel, tiny
 
 ASKED = [user("Hello"), user("Goodbye")]
@@ -90,3 +91,38 @@ def test_what_would_be_read_as_something_else_is_not_kept(memory):
     for _ in range(2):
         assert memory().call(["x"], answer).scores == {"path_logp": (float("-inf"),)}
     assert len(asked) == 2
+
+
+def test_a_model_elsewhere_is_asked_only_the_conversations_without_an_answer(memory):
+    model = counting()
+    memory().of(model).sample(ASKED[:1])
+    assert texts(memory().of(model).sample([ASKED[1], ASKED[0], ASKED[0]])) == [["Answer 2."], ["Answer 1."], ["Answer 3."]]
+
+
+def test_answers_are_kept_as_they_come_and_failed_ones_are_asked_for_again(memory):
+    said = iter(["One.", Completion(text="", finish="error", error="down"), "Two.", "Three."])
+    model = ScriptedModel(lambda _: next(said))
+    first = memory()
+    assert texts(first.of(model).sample(ASKED)) == [["One."], [""]]
+    assert first.unanswered == 1
+    second = memory()
+    assert texts(second.of(model).sample(ASKED)) == [["One."], ["Two."]]
+    assert second.unanswered == 0
+    broken = ScriptedModel(lambda c: "Late." if c == ASKED[0] else 1 / 0)
+    broken.fingerprint = "broken"
+    with pytest.raises(ZeroDivisionError):
+        memory().of(broken).sample(ASKED)
+    broken._function = lambda c: "Never." if c == ASKED[0] else "Now."
+    assert texts(memory().of(broken).sample(ASKED)) == [["Late."], ["Now."]]
+
+
+def test_scores_of_a_head_come_back_to_the_bit(memory, monkeypatch):
+    model = tiny()
+    model.head = ScoreHead.fresh(model.width, seed=0, higher_is="better", trained_by="align/reward_model")
+    ids = [model.encode(c, "Yes")[0] for c in ASKED]
+    plain = model.rated(ids)
+    first = memory().of(model).rated(ids)
+    monkeypatch.setattr(type(model), "rated", None)
+    for scores in (first, memory().of(model).rated(ids)):
+        assert torch.equal(scores, plain)
+        assert scores.dtype == plain.dtype

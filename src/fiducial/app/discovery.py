@@ -6,7 +6,8 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
-from fiducial.app.making import make_groups, named_files
+from fiducial.app.making import forget, make_groups, named_files
+from fiducial.app.measure import examined
 from fiducial.app.summary import Retried, Tally
 from fiducial.core import registry
 from fiducial.core.errors import ConfigError
@@ -59,8 +60,9 @@ def retry(loop: Loop, repaired: LocalModel) -> tuple[Retried, ...]:
         began = time.monotonic()
         suite = cast(Suite, registry.create("evaluate/found_weaknesses", {"data": str(cases)} | length))
         with loop.progress.task("found weaknesses, again", None) as task:
-            items = suite.run(repaired, seed=loop.options.seed, sink=lambda _: task.advance(1)).items
-        stage.finish({"items": items, "seconds": time.monotonic() - began})
+            found, _ = examined(stage, suite, repaired, seed=loop.options.seed, sink=lambda _: task.advance(1))
+        stage.finish({"items": found.items, "seconds": time.monotonic() - began})
+    forget(stage)
     loop.seconds["retry"] = stage.result["seconds"]
     items = stage.result["items"]
     rows = [

@@ -22,7 +22,7 @@ def named_files(options: Mapping[str, Any]) -> dict[str, str]:
 
 
 def forget(stage: Stage) -> None:
-    """Drops the answers of a maker whose groups are complete."""
+    """Drops the answers that work was made of which is complete."""
     stage.lines("answers", Call).path.unlink(missing_ok=True)
 
 

@@ -1,4 +1,4 @@
-"""What runs measure and keep as it comes: trials, capability items, whole answers; how trials are counted, on what machine, and in how much memory."""
+"""What runs measure and keep as it comes: trials, suites, what judges and rewards say; how trials are counted, on what machine, in how much memory."""
 
 from __future__ import annotations
 
@@ -8,18 +8,24 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from fiducial.app.cli.progress import Progress
+from fiducial.app.making import forget
 from fiducial.app.summary import Tally
 from fiducial.core import registry
 from fiducial.core.intervals import design_effect
-from fiducial.core.records import Attempt, Prompt, Score, digest
-from fiducial.core.roles import Attack, Judge, Suite
-from fiducial.core.run import Run
+from fiducial.core.records import Attempt, Prompt, Record, Score, digest
+from fiducial.core.roles import Attack, Judge, Sink, Suite, SuiteResult, ignore
+from fiducial.core.run import Run, Stage
 from fiducial.core.store import Lines
 from fiducial.models.base import Model, WhiteBox
+from fiducial.models.remembered import Call, Memory
 
+T = TypeVar("T")
+R = TypeVar("R", bound=Record)
+PART = 16
+"""What a judge or a reward is given at once."""
 TOGETHER = 512
 """Prompts that a model whose weights are here is asked at once; about what one batch of short prompts holds."""
 
@@ -93,6 +99,34 @@ def tried(
     return found, stage.result["seconds"]
 
 
+def examined(stage: Stage, suite: Suite, model: Model, *, limit: int | None = None, seed: int = 0, sink: Sink = ignore) -> tuple[SuiteResult, int]:
+    """What a suite finds, and how many answers a model elsewhere owed. The model's answers are kept in the stage as they come.
+
+    A suite that was interrupted is gone through again from its beginning, and the model asked only for what it has not answered.
+    """
+    memory = Memory(stage.lines("answers", Call))
+    return suite.run(memory.of(model), limit=limit, seed=seed, sink=sink), memory.unanswered
+
+
+def in_parts(items: Sequence[T], kept: Lines[R], work: Callable[[Sequence[T]], Sequence[R]], *, progress: Progress, name: str) -> list[R]:
+    """A record for each item, in order: those in `kept`, and what `work` makes of the other items, 16 at a time, appended as it comes.
+
+    A part that was kept in part is done again as a whole, since what comes of an item can depend on what else is in its batch.
+    """
+    done = kept.read()
+    with progress.task(name, total=len(items)) as task:
+        task.advance(len(done))
+        for start in range(0, len(items), PART):
+            part = items[start : start + PART]
+            missing = start + len(part) - len(done)
+            if missing > 0:
+                for record in work(part)[-missing:]:
+                    kept.append(record)
+                    done.append(record)
+                task.advance(missing)
+    return done
+
+
 def capability(run: Run, name: str, model: Model, *, items: int | None, seed: int, progress: Progress) -> tuple[list[Score], float]:
     """The shipped multiple-choice items (the first `items`) as a stage of the run, done once, and the seconds they took."""
     stage = run.stage(f"capability-{name}", {"model": model.fingerprint, "items": items})
@@ -100,9 +134,10 @@ def capability(run: Run, name: str, model: Model, *, items: int | None, seed: in
         suite = cast(Suite, registry.create("evaluate/multiple_choice"))
         began = time.monotonic()
         with progress.task(f"capability {name}", 1) as task:
-            found = suite.run(model, limit=items, seed=seed)
+            found, _ = examined(stage, suite, model, limit=items, seed=seed)
             task.advance(1, figure=", ".join(f"{s.metric} {s.value:.0%}" for s in found.scores[:1]))
         stage.finish({"scores": [s.model_dump(mode="json") for s in found.scores], "seconds": time.monotonic() - began})
+    forget(stage)
     return [Score.model_validate(s) for s in stage.result["scores"]], stage.result["seconds"]
 
 
@@ -113,8 +148,9 @@ def whole_answers(run: Run, name: str, model: Model, *, limit: int, max_tokens: 
         suite = cast(Suite, registry.create("evaluate/helpfulness", {"split": "held-out", "max_tokens": max_tokens}))
         began = time.monotonic()
         with progress.task(f"whole answers {name}", limit) as task:
-            found = suite.run(model, limit=limit, seed=seed, sink=lambda _: task.advance(1))
+            found, _ = examined(stage, suite, model, limit=limit, seed=seed, sink=lambda _: task.advance(1))
         stage.finish({"items": list(found.items), "seconds": time.monotonic() - began})
+    forget(stage)
     return stage.result["items"], stage.result["seconds"]
 
 
@@ -138,7 +174,12 @@ def unanswered(attempt: Attempt) -> bool:
 
 def to_mend(unscored: Iterable[Attempt], file: Path) -> str:
     """The hint where too many attempts have no verdict."""
-    return f"see {file}" + ("; go on with --resume, which asks again what got no answer" if any(map(unanswered, unscored)) else "")
+    return look_at(file, owed=any(map(unanswered, unscored)))
+
+
+def look_at(file: Path, *, owed: bool) -> str:
+    """The hint that names a file, and how to go on where a model elsewhere owes answers."""
+    return f"see {file}" + ("; go on with --resume, which asks again what got no answer" if owed else "")
 
 
 def _key(attempt: Attempt) -> tuple[str, str]:

@@ -11,24 +11,23 @@ from typing import TYPE_CHECKING
 from fiducial.core.errors import ModelError
 from fiducial.core.intervals import best_of_n, spearman
 from fiducial.core.records import Completion, Group
+from fiducial.models.base import WhiteBox
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from fiducial.models.base import Model
-    from fiducial.models.local import LocalModel
     from fiducial.training.objective import GroupLogProbs
 
 GOLD = {"gold_correlation": (-1.0, 1.0), "gold_gain": (-inf, inf)}
 """Figures of `agreement`, with their bounds."""
 
 
-def headed(model: Model) -> LocalModel:
+def headed(model: Model) -> WhiteBox:
     """The model, if it has a head that is read at the end of an answer. Raises ModelError."""
-    from fiducial.models.local import LocalModel
     from fiducial.models.scorehead import BY_STEPS, BY_TOKENS
 
-    if not isinstance(model, LocalModel) or model.head is None:
+    if not isinstance(model, WhiteBox) or model.head is None:
         raise ModelError(f"{model.uri} has no score head", hint="give run:ID of a run of fiducial align reward_model")
     elsewhere = ({BY_STEPS: "at the end of each step"} | dict.fromkeys(BY_TOKENS, "before each token")).get(model.head.trained_by)
     if elsewhere:
@@ -42,17 +41,15 @@ def asked(groups: Sequence[Group]) -> tuple[list[tuple[Group, Completion]], list
     return [(g, c) for g in groups for c in g.completions], [len(g.completions) for g in groups]
 
 
-def scored(model: LocalModel, answers: Sequence[tuple[Group, Completion]], sizes: Sequence[int]) -> list[list[float]]:
+def scored(model: WhiteBox, answers: Sequence[tuple[Group, Completion]], sizes: Sequence[int]) -> list[list[float]]:
     """Scores of the answers, higher = better, in lists of the given sizes."""
-    from fiducial.models.scorehead import scores
-
     assert model.head is not None
     sign = 1.0 if model.head.higher_is == "better" else -1.0
-    values = iter(scores(model, [model.encode(g.prompt.messages, c.text, end=c.finish != "length")[0] for g, c in answers]).tolist()) if answers else iter(())
+    values = iter(model.rated([model.encode(g.prompt.messages, c.text, end=c.finish != "length")[0] for g, c in answers]).tolist()) if answers else iter(())
     return [[sign * next(values) for _ in range(size)] for size in sizes]
 
 
-def laid_out(model: LocalModel, groups: Sequence[Group], rows: Sequence[list[float]]) -> tuple[GroupLogProbs, Tensor]:
+def laid_out(model: WhiteBox, groups: Sequence[Group], rows: Sequence[list[float]]) -> tuple[GroupLogProbs, Tensor]:
     """The groups as objectives see them, and their scores, [G, K]."""
     import torch
 

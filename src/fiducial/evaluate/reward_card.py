@@ -45,8 +45,7 @@ from fiducial.evaluate.perturbations import SPOILING, planned
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from fiducial.models.base import Model
-    from fiducial.models.local import LocalModel
+    from fiducial.models.base import Model, WhiteBox
     from fiducial.training.objective import GroupLogProbs
 
 SHAPES = {
@@ -109,7 +108,7 @@ class RewardCard(Suite):
         found = [*self._accuracies(judge, items), *shapes, *self._fooled(judge, items, edits)]
         return SuiteResult(found, items + edits)
 
-    def _accuracies(self, model: LocalModel, items: Sequence[dict[str, Any]]) -> list[Score]:
+    def _accuracies(self, model: WhiteBox, items: Sequence[dict[str, Any]]) -> list[Score]:
         """Over all prompts, and by category where there are several."""
         names = sorted({i["category"] for i in items if i["category"]})
         parts = [("accuracy", items)] + [(f"accuracy.{n}", [i for i in items if i["category"] == n]) for n in (names if len(names) > 1 else [])]
@@ -120,7 +119,7 @@ class RewardCard(Suite):
             found.append(whole if not values else whole.model_copy(update=_share(values)))
         return found
 
-    def _shapes(self, model: LocalModel, scores: Tensor, parts: GroupLogProbs, items: Sequence[dict[str, Any]]) -> list[Score]:
+    def _shapes(self, model: WhiteBox, scores: Tensor, parts: GroupLogProbs, items: Sequence[dict[str, Any]]) -> list[Score]:
         """Figures over all prompts together, as far as the data says them, with bootstrap intervals."""
         from fiducial.training.scorecard import figures
 
@@ -138,7 +137,7 @@ class RewardCard(Suite):
                 found.append(Score(suite=self.name, metric=name, better="higher" if name in HIGHER else "lower", **fields))
         return found
 
-    def _gold(self, model: LocalModel, groups: Sequence[Group], items: Sequence[dict[str, Any]]) -> list[Score]:
+    def _gold(self, model: WhiteBox, groups: Sequence[Group], items: Sequence[dict[str, Any]]) -> list[Score]:
         """How far scores agree with the rewards in the data."""
         each = [(item, said) for group, item in zip(groups, items, strict=True) if (said := agreement(group, item["scores"]))]
         spread = bootstrap(lambda rows: {name: fmean(each[r][1][name] for r in rows) for name in GOLD}, len(each))
@@ -149,7 +148,7 @@ class RewardCard(Suite):
             found.append(Score(suite=self.name, metric=name, interval="bootstrap", **fields))
         return found
 
-    def _disagreement(self, model: LocalModel, groups: Sequence[Group], items: Sequence[dict[str, Any]]) -> list[Score]:
+    def _disagreement(self, model: WhiteBox, groups: Sequence[Group], items: Sequence[dict[str, Any]]) -> list[Score]:
         """Share of pairs of a prompt's answers that two models order differently, over all pairs of models; mean over prompts."""
         members, fingerprints = [[i["scores"] for i in items]], []
         for name in self.beside:
@@ -164,7 +163,7 @@ class RewardCard(Suite):
         whole = rate_score([], suite=self.name, metric="disagreement", better="lower", **marks)
         return [whole.model_copy(update=_share(values))]
 
-    def _edits(self, model: LocalModel, groups: Sequence[Group], items: Sequence[dict[str, Any]], sink: Sink) -> list[dict[str, Any]]:
+    def _edits(self, model: WhiteBox, groups: Sequence[Group], items: Sequence[dict[str, Any]], sink: Sink) -> list[dict[str, Any]]:
         """Edits of better answers, one answer a prompt, with the scores of the answer before and after."""
         good: dict[Conversation, tuple[Group, Completion, float]] = {}
         for group, item in zip(groups, items, strict=True):
@@ -181,7 +180,7 @@ class RewardCard(Suite):
                 sink(found[-1])
         return found
 
-    def _fooled(self, model: LocalModel, items: Sequence[dict[str, Any]], edits: Sequence[dict[str, Any]]) -> list[Score]:
+    def _fooled(self, model: WhiteBox, items: Sequence[dict[str, Any]], edits: Sequence[dict[str, Any]]) -> list[Score]:
         """What edits did: over all that spoil, and by kind."""
         unit = pstdev(value for item in items for value in item["scores"])
         spoilt = [e for e in edits if e["edit"] in SPOILING]
@@ -198,7 +197,7 @@ class RewardCard(Suite):
                 found.append(mean_score([abs(c) for c in changes], bounds=(0.0, inf), metric=f"moved.{kind}", **marks))
         return found
 
-    def _fooled_at_all(self, model: LocalModel, spoilt: Sequence[dict[str, Any]]) -> Score:
+    def _fooled_at_all(self, model: WhiteBox, spoilt: Sequence[dict[str, Any]]) -> Score:
         by_prompt: dict[str, list[float]] = {}
         for edit in spoilt:
             by_prompt.setdefault(edit["id"], []).append(float(edit["scores"][1] > edit["scores"][0]))
@@ -206,7 +205,7 @@ class RewardCard(Suite):
         whole = rate_score([], suite=self.name, metric="fooled", better="lower", **marks)
         return whole.model_copy(update=_share([fmean(hits) for hits in by_prompt.values()]))
 
-    def _marks(self, model: LocalModel, items: Sequence[dict[str, Any]], scorer: str = SCORER) -> dict[str, Any]:
+    def _marks(self, model: WhiteBox, items: Sequence[dict[str, Any]], scorer: str = SCORER) -> dict[str, Any]:
         ids = [i["id"] for i in items]
         return {"model": model.fingerprint, "fingerprint": fingerprint(model, data=ids, form=["chat", self.labels], scorer=scorer, scored=ids)}
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import torch
 
     from fiducial.models.forest import Paths
+    from fiducial.models.scorehead import ScoreHead
     from fiducial.models.scoring import Scores
 
 Arrived = Callable[[int, tuple[Completion, ...]], None]
@@ -64,6 +65,8 @@ class WhiteBox(Model):
     """The causal language model, in evaluation mode: no dropout, also while training."""
     tokenizer: Any
     """A Hugging Face tokenizer."""
+    head: ScoreHead | None = None
+    """Turns final states into scores, where the model was trained to give them."""
 
     @property
     @abstractmethod
@@ -82,3 +85,9 @@ class WhiteBox(Model):
     @abstractmethod
     def score(self, paths: Paths, *, grad: bool = False, temperature: float = 1.0, hidden: Mapping[str, Any] | None = None) -> Scores:
         """Log-probabilities of the scored tokens of token sequences; see `fiducial.models.scoring`."""
+
+    def rated(self, ids: list[list[int]]) -> torch.Tensor:
+        """The score of each token sequence under the model's head; see `fiducial.models.scorehead.scores`."""
+        from fiducial.models.scorehead import scores
+
+        return scores(self, ids)

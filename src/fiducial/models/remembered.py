@@ -1,12 +1,14 @@
 """Models whose answers are kept in a file, so that work which asks them step by step can be done again from the beginning for nothing.
 
 Whoever asks the same things in the same order is given the same answers, and so comes to where the work was interrupted, whatever it
-decided on the way: nothing but the answers has to be kept. A call is kept when it is complete, and an interrupted one asked again as a
-whole: what a local model answers can depend on what else is in the batch.
+decided on the way: nothing but the answers has to be kept. A model elsewhere is asked each conversation by itself, so that each answer is
+kept as it comes. A call of a model whose weights are here is kept when it is complete, and an interrupted one made again as a whole: what such
+a model answers can depend on what else is in the batch.
 """
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, final
@@ -18,22 +20,26 @@ from fiducial.core.store import Lines
 from fiducial.models.base import Arrived, Model, WhiteBox
 
 if TYPE_CHECKING:
+    import torch
+
     from fiducial.models.forest import Paths
     from fiducial.models.scoring import Scores
 
+HEAD = "head"
+"""What scores of a model's head are kept as."""
 SCORES = ("edge_logp", "edge_path", "path_logp", "path_len", "is_greedy")
 """What is kept of scores; float32 is the same again when it was written as text."""
 
 
 class Call(Record):
-    """One call of a model and what came of it."""
+    """One call of a model and what came of it; of a model elsewhere, one conversation of a call."""
 
     key: str
     """Hash of the model, of what was asked, and of how often it had been asked before."""
     completions: tuple[tuple[Completion, ...], ...] = ()
     """Of a call for answers."""
     scores: dict[str, tuple[float, ...]] = Field(default_factory=dict)
-    """Of a call for scores, by SCORES."""
+    """Of a call for scores, by SCORES or HEAD."""
 
 
 class Memory:
@@ -43,22 +49,38 @@ class Memory:
         self._lines = lines
         self._known = {call.key: call for call in lines.read()}
         self._asked: Counter[str] = Counter()
+        self.unanswered = 0
+        """Answers that a model elsewhere owed so far; they are asked for again when the work is done again."""
 
     def of(self, model: Model) -> Model:
         """The model with this memory; it and every model that is opened beside it ask the file first."""
         return RememberedWhiteBox(model, self) if isinstance(model, WhiteBox) else RememberedModel(model, self)
 
-    def call(self, asked: Sequence[Any], answer: Callable[[str], Call]) -> Call:
-        """What is known about the call `asked` (plain JSON values), else what `answer` gives for its key, kept."""
+    def key(self, asked: Sequence[Any]) -> str:
+        """What stands for asking this (plain JSON values) once more."""
         same = digest(asked)
         key = f"{same}-{self._asked[same]}"
         self._asked[same] += 1
-        if key not in self._known:
-            call = self._known[key] = answer(key)
-            failed = any(c.finish == "error" for row in call.completions for c in row)
-            if not failed and Call.parse(call.line()) == call:  # an infinite score would be read as none: it is asked for again, as what failed is
-                self._lines.append(call)
-        return self._known[key]
+        return key
+
+    def known(self, key: str) -> Call | None:
+        """The call that was kept under this key."""
+        return self._known.get(key)
+
+    def keep(self, call: Call) -> None:
+        """Appends a call to the file, unless it failed or would be read back as another, as infinite scores would: then it is made again."""
+        failed = any(c.finish == "error" for row in call.completions for c in row)
+        if not failed and Call.parse(call.line()) == call:
+            self._lines.append(call)
+
+    def call(self, asked: Sequence[Any], answer: Callable[[str], Call]) -> Call:
+        """What is known about the call `asked` (plain JSON values), else what `answer` gives for its key, kept."""
+        key = self.key(asked)
+        call = self.known(key)
+        if call is None:
+            call = answer(key)
+            self.keep(call)
+        return call
 
 
 class _Remembered(Model):
@@ -80,17 +102,17 @@ class _Remembered(Model):
         seed: int = 0,
         arrived: Arrived | None = None,
     ) -> list[tuple[Completion, ...]]:
-        """The completions that were kept for this call, else those of the model."""
+        """The completions that were kept for these conversations, else those of the model."""
+        how = {"k": k, "max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "stop": list(stop), "seed": seed}
+        return self._sampled(conversations, how, arrived or _nobody)
 
-        def answer(key: str) -> Call:
-            found = self._model.sample(conversations, k=k, max_tokens=max_tokens, temperature=temperature, top_p=top_p, stop=stop, seed=seed)
-            return Call(key=key, completions=tuple(found))
+    @abstractmethod
+    def _sampled(self, conversations: Sequence[Conversation], how: dict[str, Any], arrived: Arrived) -> list[tuple[Completion, ...]]:
+        """The same; `how` holds the other arguments of `sample`."""
 
-        talks = [[[m.role, m.content] for m in c] for c in conversations]
-        rows = list(self._memory.call([self.fingerprint, talks, k, max_tokens, temperature, top_p, list(stop), seed], answer).completions)
-        for index, row in enumerate(rows if arrived else ()):
-            arrived(index, row)  # type: ignore[misc]  # no rows where it is None
-        return rows
+    def _asked(self, conversations: Sequence[Conversation], how: dict[str, Any]) -> list[Any]:
+        """What identifies a call."""
+        return [self.fingerprint, [[[m.role, m.content] for m in c] for c in conversations], *how.values()]
 
     def beside(self, uri: str) -> Model:
         """Another model, with the same memory."""
@@ -103,7 +125,29 @@ class _Remembered(Model):
 
 @final
 class RememberedModel(_Remembered):
-    """A black box with a memory."""
+    """A black box with a memory: only the conversations that have no answer yet are put to it."""
+
+    def _sampled(self, conversations: Sequence[Conversation], how: dict[str, Any], arrived: Arrived) -> list[tuple[Completion, ...]]:
+        keys = [self._memory.key(self._asked([c], how)) for c in conversations]
+        rows: dict[int, tuple[Completion, ...]] = {}
+        for index, key in enumerate(keys):
+            if (call := self._memory.known(key)) is not None:
+                rows[index] = call.completions[0]
+                arrived(index, rows[index])
+        missing = [index for index in range(len(keys)) if index not in rows]
+
+        def keep(position: int, row: tuple[Completion, ...]) -> None:
+            index = missing[position]
+            if index not in rows:
+                rows[index] = row
+                self._memory.unanswered += sum(c.finish == "error" for c in row)
+                self._memory.keep(Call(key=keys[index], completions=(row,)))
+                arrived(index, row)
+
+        if missing:
+            for position, row in enumerate(self._model.sample([conversations[i] for i in missing], **how, arrived=keep)):
+                keep(position, row)
+        return [rows[index] for index in range(len(keys))]
 
 
 @final
@@ -113,7 +157,7 @@ class RememberedWhiteBox(_Remembered, WhiteBox):
     def __init__(self, model: WhiteBox, memory: Memory) -> None:
         super().__init__(model, memory)
         self._box = model
-        self.module, self.tokenizer = model.module, model.tokenizer
+        self.module, self.tokenizer, self.head = model.module, model.tokenizer, model.head
 
     @property
     def context(self) -> int:
@@ -123,6 +167,24 @@ class RememberedWhiteBox(_Remembered, WhiteBox):
     def encode(self, conversation: Conversation, completion: str | None = None, *, end: bool = True) -> tuple[list[int], int]:
         """As the model does."""
         return self._box.encode(conversation, completion, end=end)
+
+    def _sampled(self, conversations: Sequence[Conversation], how: dict[str, Any], arrived: Arrived) -> list[tuple[Completion, ...]]:
+        def answer(key: str) -> Call:
+            return Call(key=key, completions=tuple(self._box.sample(conversations, **how)))
+
+        rows = list(self._memory.call(self._asked(conversations, how), answer).completions)
+        for index, row in enumerate(rows):
+            arrived(index, row)
+        return rows
+
+    def rated(self, ids: list[list[int]]) -> torch.Tensor:
+        """The scores of the head that were kept for this call, else those of the model."""
+        import torch
+
+        def answer(key: str) -> Call:
+            return Call(key=key, scores={HEAD: tuple(self._box.rated(ids).tolist())})
+
+        return torch.tensor(self._memory.call([self.fingerprint, HEAD, ids], answer).scores[HEAD])
 
     def score(self, paths: Paths, *, grad: bool = False, temperature: float = 1.0, hidden: Mapping[str, Any] | None = None) -> Scores:
         """The scores that were kept for this call, else those of the model."""
@@ -140,3 +202,7 @@ class RememberedWhiteBox(_Remembered, WhiteBox):
         kinds = {"edge_path": torch.int64, "path_len": torch.int64, "is_greedy": torch.bool}
         tensors: dict[str, Any] = {name: torch.tensor(kept[name], dtype=kinds.get(name, torch.float32)) for name in SCORES}
         return Scores(**tensors)
+
+
+def _nobody(_: int, __: tuple[Completion, ...]) -> None:
+    """Is told of answers and does nothing."""

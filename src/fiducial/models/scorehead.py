@@ -19,7 +19,7 @@ from fiducial.core.store import write_atomic
 from fiducial.models.forest import Paths
 
 if TYPE_CHECKING:
-    from fiducial.models.local import LocalModel
+    from fiducial.models.base import WhiteBox
 
 FILE = "score_head.safetensors"
 """Beside the weights or the adapter that it belongs to."""
@@ -127,14 +127,14 @@ class ScoreHead:
         return sha256(self.weight.detach().cpu().numpy().tobytes() + " ".join(meaning).encode()).hexdigest()[:16]
 
 
-def scores(model: LocalModel, ids: list[list[int]]) -> Tensor:
+def scores(model: WhiteBox, ids: list[list[int]]) -> Tensor:
     """The score of each token sequence at its last token, [P], float32, on the CPU; shared beginnings are computed once.
 
     Raises ModelError for a model without a head.
     """
     if model.head is None:
         raise ModelError(f"{model.uri} has no score head", hint="train one: fiducial align reward_model")
-    found = model.engine.score(Paths(ids, [len(row) for row in ids]), hidden={"layers": LAST, "at": "leaf"})
+    found = model.score(Paths(ids, [len(row) for row in ids]), hidden={"layers": LAST, "at": "leaf"})
     assert found.hidden is not None
     with torch.no_grad():
         return model.head(found.hidden[LAST]).cpu()

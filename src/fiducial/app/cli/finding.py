@@ -10,17 +10,21 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 from pydantic import ConfigDict
 
+from fiducial.app.cli import trained
 from fiducial.app.cli.job import Job, Stage, named, positive, records
 from fiducial.app.cli.output import Table
 from fiducial.app.cli.params import MethodName
-from fiducial.app.measure import tally, to_mend, trials, unanswered
+from fiducial.app.making import forget, named_files
+from fiducial.app.measure import examined, in_parts, look_at, tally, to_mend, trials, unanswered
 from fiducial.core.config import about
 from fiducial.core.errors import ConfigError, ModelError
 from fiducial.core.intervals import Rate
-from fiducial.core.records import Attempt, Finding, Prompt, Record, Score, Verdict
+from fiducial.core.records import Attempt, Finding, Prompt, Record, Score, Verdict, digest
 from fiducial.core.roles import Attack, Inspector, Judge, Suite
 
 if TYPE_CHECKING:
+    from fiducial.core.run import Run
+    from fiducial.core.run import Stage as RunStage
     from fiducial.data.split import Split
 
 MOST_UNSCORED = 0.5
@@ -188,33 +192,63 @@ def _some_items(job: Job) -> None:
 
 
 def evaluate(job: Job) -> int:
-    """Scores of a suite, with every item kept."""
+    """Scores of a suite, with every item kept; a resumed run asks the model only for what it has not answered."""
     _some_items(job)
     method = cast(Suite, job.method())
+    inputs = {"suite": [method.name, method.options()], "files": named_files(method.options()), "model": job.values["model"]}
     with job.start() as run:
-        lines = run.lines("items", Item)
-        with job.progress.task(job.card.name) as task:
-
-            def keep(item: Any) -> None:
-                lines.append(Item(**(item.model_dump() if isinstance(item, Record) else item)))
-                task.advance()
-
-            with closing(job.model()) as model:
-                result = method.run(model, limit=job.values["limit"], seed=job.values["seed"], sink=keep)
-        _refuse_unmeasured(result.scores, run.path)
-        for score in result.scores:
-            run.lines("scores", Score).append(score)
-        figures = {s.metric: [s.value, s.low, s.high, s.n] for s in result.scores}
-        job.log(run, "evaluate", {"model": next((s.model for s in result.scores), ""), "figures": figures})
-    job.output.result({"scores": [_score(s) for s in result.scores], "items": len(result.items), "folder": run.path}, score_table(job.card.name, result.scores))
+        job.begun(run)
+        stage = trained.begin(run, inputs | {"limit": job.values["limit"], "seed": job.values["seed"]}, "measure")
+        fresh, owed = ([], 0) if stage.done else _measure(job, run, stage, method)
+        if stage.done:
+            forget(stage)
+        else:
+            job.output.note(f"{owed} answers are still owed; to ask for them again: {job.output.resume}")
+        scores, items = run.lines("scores", Score).read(), run.lines("items", Item).read()
+        # as they are read back, so that a finished run that is taken up again logs the same
+        figures = {s.metric: [s.value, s.low, s.high, s.n] for s in scores}
+        job.log(run, "evaluate", {"model": next((s.model for s in scores), ""), "figures": figures})
+    scores = fresh or scores
+    job.output.result({"scores": [_score(s) for s in scores], "items": len(items), "folder": run.path}, score_table(job.card.name, scores))
     return job.done()
 
 
-def _refuse_unmeasured(scores: Sequence[Score], where: Path) -> None:
+def _measure(job: Job, run: Run, stage: RunStage, method: Suite) -> tuple[list[Score], int]:
+    """Writes items and scores into the run, and finishes the stage unless a model elsewhere owes answers; the scores, and how many it owes.
+
+    Raises ModelError where the figures would rest on too few items.
+    """
+    lines = run.lines("items", Item)
+    kept = len(lines.read())
+    came = 0
+    with job.progress.task(job.card.name) as task, closing(job.model()) as model:
+
+        def keep(item: Any) -> None:
+            nonlocal came
+            came += 1
+            if came > kept:
+                lines.append(_item(item))
+            task.advance()
+
+        result, owed = examined(stage, method, model, limit=job.values["limit"], seed=job.values["seed"], sink=keep)
+    lines.replace(map(_item, result.items))  # what had no answer before the interruption may have one now
+    _refuse_unmeasured(result.scores, run.path, owed)
+    run.lines("scores", Score).replace(result.scores)
+    if not owed:
+        stage.finish({"items": len(result.items)})
+    return result.scores, owed
+
+
+def _item(item: Any) -> Item:
+    return Item(**(item.model_dump() if isinstance(item, Record) else item))
+
+
+def _refuse_unmeasured(scores: Sequence[Score], where: Path, owed: int) -> None:
     """Raises ModelError where no figure rests on enough items: with nothing scored a value is only the worst there is."""
     if scores and all(not s.n or s.not_scored > MOST_UNSCORED * (s.n + s.not_scored) for s in scores):
         lost = max(scores, key=lambda s: s.not_scored)
-        raise ModelError(f"{lost.not_scored} of {lost.n + lost.not_scored} items could not be scored ({lost.metric})", hint=f"see {where}/items.jsonl")
+        message = f"{lost.not_scored} of {lost.n + lost.not_scored} items could not be scored ({lost.metric})"
+        raise ModelError(message, hint=look_at(where / "items.jsonl", owed=owed > 0))
 
 
 def _score(score: Score) -> dict[str, Any]:
@@ -241,19 +275,21 @@ def _to_judge(job: Job) -> list[Attempt]:
 
 
 def oversee(job: Job) -> int:
-    """Verdicts on attempts that were made before."""
+    """Verdicts on attempts that were made before; a resumed run has only those judged that have no verdict."""
     attempts = _to_judge(job)
     judge = cast(Judge, job.method())
+
+    def judged_part(part: Sequence[Attempt]) -> list[Attempt]:
+        return [attempt.model_copy(update={"verdict": verdict}) for attempt, verdict in zip(part, judge.judge(part), strict=True)]
+
     with job.start() as run:
-        judged = []
-        with job.progress.task(job.card.name, total=len(attempts)) as task:
-            for start in range(0, len(attempts), 16):
-                part = attempts[start : start + 16]
-                for attempt, verdict in zip(part, judge.judge(part), strict=True):
-                    judged.append(attempt.model_copy(update={"verdict": verdict}))
-                    run.lines("verdicts", Verdict).append(verdict)
-                    run.lines("attempts", Attempt).append(judged[-1])
-                task.advance(len(part))
+        job.begun(run)
+        inputs = {"attempts": digest([a.line() for a in attempts]), "judge": [judge.name, judge.options()], "files": named_files(judge.options())}
+        stage = trained.begin(run, inputs, "judge")
+        judged = in_parts(attempts, run.lines("attempts", Attempt), judged_part, progress=job.progress, name=job.card.name)
+        if not stage.done:
+            run.lines("verdicts", Verdict).replace(a.verdict for a in judged if a.verdict)
+            stage.finish({"attempts": len(judged)})
     rows = list(_rows(judged))
     job.output.result({"judge": job.card.name, "rates": rows, "attempts": len(judged), "folder": run.path}, _table(job.card.name, rows))
     return job.done()
@@ -287,6 +323,6 @@ def audit(job: Job) -> int:
 
 
 ATTACK = Stage(attack, _to_try, _attack_options, resumable=True)
-SUITE = Stage(evaluate, _some_items, _suite_options)
-JUDGE = Stage(oversee, _to_judge, _judge_options, takes_model=False)
+SUITE = Stage(evaluate, _some_items, _suite_options, resumable=True)
+JUDGE = Stage(oversee, _to_judge, _judge_options, takes_model=False, resumable=True)
 INSPECTOR = Stage(audit, _openable_base, _inspector_options)

@@ -12,7 +12,8 @@ import click
 
 from fiducial.app.cli import trained
 from fiducial.app.cli.job import Job, Stage, records, run_or_file
-from fiducial.app.making import forget, make_groups
+from fiducial.app.making import forget, make_groups, named_files
+from fiducial.app.measure import in_parts
 from fiducial.core.config import about
 from fiducial.core.errors import DataError
 from fiducial.core.intervals import mean
@@ -120,19 +121,22 @@ def _to_score(job: Job) -> list[Group]:
 
 
 def reward(job: Job) -> int:
-    """Groups with a reward for each completion."""
+    """Groups with a reward for each completion; a resumed run scores only groups that have none."""
     groups = _to_score(job)
     method = cast(Reward, job.method())
+
+    def rewarded(part: Sequence[Group]) -> list[Group]:
+        changes = [{"rewards": rewards, "annotator": job.card.name} for rewards in method.score(part)]
+        return [group.model_copy(update=change) for group, change in zip(part, changes, strict=True)]
+
     with job.start() as run:
+        job.begun(run)
+        inputs = {"groups": digest([g.line() for g in groups]), "reward": [method.name, method.options()], "files": named_files(method.options())}
+        stage = trained.begin(run, inputs, "score")
         lines = run.lines("groups", Group)
-        each: list[tuple[float | None, ...]] = []
-        with job.progress.task(job.card.name, total=len(groups)) as task:
-            for start in range(0, len(groups), 16):
-                part = groups[start : start + 16]
-                for group, rewards in zip(part, method.score(part), strict=True):
-                    lines.append(group.model_copy(update={"rewards": rewards, "annotator": job.card.name}))
-                    each.append(rewards)
-                task.advance(len(part))
+        each = [g.rewards or () for g in in_parts(groups, lines, rewarded, progress=job.progress, name=job.card.name)]
+        if not stage.done:
+            stage.finish({"groups": len(each)})
     scored = [(v, g) for g, rewards in enumerate(each) for v in rewards if v is not None]
     # completions of one prompt are alike
     found = mean([v for v, _ in scored], [g for _, g in scored])
@@ -146,4 +150,4 @@ def reward(job: Job) -> int:
 
 
 MAKER = Stage(make, _ready_to_make, _maker_options, resumable=True)
-REWARD = Stage(reward, _to_score, _reward_options, takes_model=False)
+REWARD = Stage(reward, _to_score, _reward_options, takes_model=False, resumable=True)
