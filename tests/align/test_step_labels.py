@@ -2,12 +2,14 @@ import json
 
 import pytest
 
+from fiducial.align import learned_reward
 from fiducial.align.process_reward import ProcessReward
-from fiducial.align.step_labels import StepLabels
+from fiducial.align.step_labels import StepLabels, convincing
 from fiducial.core import registry
 from fiducial.core.errors import ConfigError, ModelError
 from fiducial.core.records import Attempt, Completion, Prompt, user
-from fiducial.models.scripted import ScriptedModel
+from fiducial.models.scorehead import ScoreHead
+from fiducial.models.scripted import ScriptedModel, tiny
 
 
 class Solver(ScriptedModel):
@@ -119,3 +121,61 @@ def test_without_a_file_the_reference_of_the_prompt_is_the_answer():
 def test_a_temperature_of_zero_samples_nothing():
     with pytest.raises(ConfigError, match="temperature"):
         registry.create("align/step_labels", {"temperature": 0})
+
+
+@pytest.mark.parametrize(
+    ("count", "chosen"),
+    [
+        # by score: 0 right, 2 wrong, 3 right, 4 wrong, 6 wrong, 1 wrong, 5 wrong
+        (1, [2]),  # 0.8 is one wrong solution
+        (3, [2, 4, 0]),  # 2.4 are two, and the best of the rest is right
+        (5, [2, 4, 6, 1, 0]),
+        (6, [2, 4, 6, 1, 5, 0]),
+        (7, [2, 4, 6, 1, 5, 0, 3]),  # of 5.6 wrong ones there are five
+        (10, [2, 4, 6, 1, 5, 0, 3]),
+    ],
+)
+def test_four_fifths_of_what_is_labelled_are_the_most_convincing_wrong_solutions(count, chosen):
+    scores, right = [0.9, 0.2, 0.8, 0.7, 0.6, 0.1, 0.5], [True, False, False, True, False, False, False]
+    assert convincing(scores, right, count) == chosen
+
+
+def test_the_rest_may_be_wrong_too_and_what_has_no_score_is_not_chosen():
+    assert convincing([0.9, 0.8, 0.7, None, 0.1], [False] * 5, 3) == [0, 1, 2]
+    assert convincing([None, 0.5, 0.5, 0.4], [False, True, True, True], 2) == [1, 2]
+    assert convincing([], [], 2) == []
+
+
+LONG = "3*4=12\nanswer 12"
+
+
+@pytest.fixture
+def selector(monkeypatch):
+    """The name of a process model that nobody trained."""
+    model = tiny()
+    model.head = ScoreHead.fresh(model.width, seed=3, higher_is="better", trained_by="align/process_reward", learns_from="process")
+    monkeypatch.setattr(learned_reward, "opened", {"run:prm": model}.__getitem__)
+    return "run:prm"
+
+
+def test_a_selector_chooses_by_its_score_and_only_those_are_continued(answers, selector):
+    model = solver()
+    model.solutions = texts(RIGHT, WRONG, LONG)
+    model.continued |= {"3*4=12\n": texts("answer 14", "answer 12", "answer 12", "answer 12")}
+    everything = StepLabels(answers=answers, continuations=4).make([attempt()], model)
+    (scores,) = learned_reward.LearnedReward(models=(selector,)).score(everything)
+    better = max((1, 2), key=lambda k: scores[k])
+    model.begun.clear()
+    (group,) = StepLabels(answers=answers, solutions=3, continuations=4, selector=selector, labelled=1).make([attempt()], model)
+    assert group.completions == (everything[0].completions[better],)
+    assert group.rewards == (0.0,)
+    assert group.provenance == {"selector": selector, "chosen_of": 3}
+    assert len(model.begun) == len(group.completions[0].ends) - 1
+    (two,) = StepLabels(answers=answers, solutions=4, continuations=4, selector=selector, labelled=2).make([attempt()], model)
+    assert two.completions == tuple(everything[0].completions[k] for k in sorted((1, 2), key=lambda k: -scores[k]))
+
+
+@pytest.mark.parametrize("options", [{"selector": "run:prm"}, {"labelled": 2}, {"selector": "run:prm", "labelled": 4}, {"selector": "run:prm", "labelled": -1}])
+def test_a_selector_and_how_many_it_chooses_go_together(options):
+    with pytest.raises(ConfigError, match="a selector chooses some of the solutions"):
+        registry.create("align/step_labels", options)

@@ -80,9 +80,10 @@ def test_the_result_is_alone_on_stdout_and_cleaned(run):
 
 def test_the_command_line_goes_before_the_recipe_and_the_recipe_before_the_default(run, tmp_path):
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text("minutes: 7\nseed: 3\n", encoding="utf-8")
+    recipe.write_text("fiducial: 1\nminutes: 7\nseed: 3\n", encoding="utf-8")
     text = run("job", "--recipe", recipe, "--seed", "4", "--show-config").stdout
-    assert f"minutes: 7.0  # {recipe}:1\n" in text
+    assert text.startswith("fiducial: 1  #")
+    assert f"minutes: 7.0  # {recipe}:2\n" in text
     assert "seed: 4  # command line\n" in text
     assert "goals: shipped  # default\n" in text
     assert Run.all() == []

@@ -75,6 +75,14 @@ def test_everything_wrong_is_found_before_the_first_step_runs(call, recipe, over
     assert Run.all() == []
 
 
+def test_a_recipe_of_a_later_version_is_refused_before_the_first_step(call, recipe):
+    recipe.write_text("fiducial: 2\n" + recipe.read_text(encoding="utf-8"), encoding="utf-8")
+    body, code = call("run", recipe)
+    assert code == 2
+    assert body["error"]["message"] == f"{recipe}:1: this recipe is of version 2, and versions up to 1 are read here"
+    assert Run.all() == []
+
+
 def test_show_config_prints_the_recipe_with_origins(run, recipe):
     text = run("run", recipe, "seed=4", "--show-config").stdout
     assert "seed: 4  # command line\n" in text
@@ -185,6 +193,8 @@ def test_a_recipe_that_comes_along_is_found_by_its_name_in_the_help_and_in_order
     assert name in " ".join(run("run", "--help").stdout.split())
     shown = run("run", name, "--show-config")
     assert shown.exit_code == 0, shown.stderr
+    assert shown.stdout.startswith("fiducial: 1  #")
+    assert "\nfiducial: 1\n" in (SHIPPED / f"{name}.yaml").read_text(encoding="utf-8")
     assert Run.all() == []
 
 

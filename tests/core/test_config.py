@@ -103,6 +103,37 @@ def test_a_recipe_comes_with_the_line_of_each_key(tmp_path):
     assert marks["steps", 0, "name"] == f"{path}:7"
 
 
+@pytest.mark.parametrize("first", ["", "fiducial: 1\n"])
+def test_a_recipe_is_of_version_1_whether_it_says_so_or_not_and_that_is_no_option(tmp_path, first):
+    data, marks = load_recipe(file(tmp_path, f"{first}n: 3\n"))
+    assert data == {"n": 3}
+    assert resolve(Recipe, (data, marks))[0].n == 3
+
+
+@pytest.mark.parametrize(
+    ("version", "message"),
+    [
+        ("2", "this recipe is of version 2, and versions up to 1 are read here"),
+        ("0", "the version of a recipe is a whole number, this is 0"),
+        ("true", "the version of a recipe is a whole number, this is True"),
+        ("1.5", "the version of a recipe is a whole number, this is 1.5"),
+        ("'1'", "the version of a recipe is a whole number, this is '1'"),
+        ("", "the version of a recipe is a whole number, this is None"),
+    ],
+)
+def test_a_recipe_of_a_later_version_is_refused_with_its_line_before_what_stands_in_it(tmp_path, version, message):
+    path = file(tmp_path, f"# later\nunheard_of: 3\nfiducial: {version}\n")
+    with pytest.raises(ConfigError) as error:
+        load_recipe(path)
+    assert error.value.message == f"{path}:3: {message}"
+
+
+def test_a_recipe_that_is_shown_says_its_version(tmp_path):
+    path = file(tmp_path, shown := show(Recipe(n=3), {}, recipe=True))
+    assert shown.startswith("fiducial: 1  # ")
+    assert resolve(Recipe, load_recipe(path))[0] == Recipe(n=3)
+
+
 @pytest.mark.parametrize("text", ["", "# only a comment\n", "---\n"])
 def test_an_empty_recipe_has_no_options(tmp_path, text):
     assert load_recipe(file(tmp_path, text))[0] == {}

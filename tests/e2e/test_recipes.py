@@ -211,6 +211,7 @@ def test_self_alignment_teaches_answers_without_the_principles_they_were_given_u
     measured = {(f["step"], f["figure"]): f for f in data["figures"]}
     for name in ("before", "engraved_goals", "cloned_goals"):
         assert measured[name, "harmful compliance"]["n"] > 0
+    assert {measured["engraved_near", f"evaluate/engraving: {name}"]["n"] for name in ("approached", "reward_difference")} == {2}
     for name in ("engraved_length", "cloned_length"):
         assert measured[name, "evaluate/answer_length: growth"]["n"] == 4
     assert ("engraved_near", "evaluate/engraving: approached") in measured

@@ -509,7 +509,7 @@ def test_options_that_do_not_fit_together_are_refused(tmp_path, objective, onlin
         ran(tmp_path, objective, task(**fields), online=ONLINE.model_copy(update=online))
 
 
-@pytest.mark.parametrize("change", [{"from_scratch": True}, {"sizes": {"num_hidden_layers": 1}}, {"learn": "all"}, {"watch_every": 5}])
+@pytest.mark.parametrize("change", [{"from_scratch": True}, {"sizes": {"num_hidden_layers": 1}}, {"learn": "all"}, {"neftune": 5.0}, {"watch_every": 5}])
 def test_options_of_training_from_data_are_refused_by_name(tmp_path, change):
     with pytest.raises(ConfigError, match=f"{next(iter(change))} says nothing"):
         ran(tmp_path, RLOO(), **change)

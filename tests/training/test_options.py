@@ -28,6 +28,7 @@ WEIGHTS = {
     "lora_depth": ({"lora_depth": 0.5}, {}),
     "warmup": ({"warmup": 0.9}, {}),
     "learn": ({"learn": "all"}, {}),
+    "neftune": ({"neftune": 5.0}, {}),
     "weight_decay": ({"weight_decay": 0.5}, {}),
     "clip": ({"clip": 1e-9}, {}),
     "from_scratch": (FULL | {"from_scratch": True, "seed": 1}, FULL | {"seed": 1}),

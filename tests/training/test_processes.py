@@ -21,7 +21,7 @@ TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "
 ACCELERATE = ("-m", "accelerate.commands.launch", "--config_file", str(CONFIG), "--main_process_port", "0")
 
 WHOLE = (
-    *("dpo", "dpo@again", "dpo@online", "sft@full", "sft@top", "dft"),
+    *("dpo", "dpo@again", "dpo@online", "sft@full", "sft@top", "sft@noise", "sft@noise@again", "dft"),
     *("kto", "exo", "plackett_luce", "ipo", "hinge", "robust_dpo", "orpo", "simpo", "apo", "dpop", "cpo"),
     *("rwr", "awr", "unlikelihood", "filtered_pretraining", "conditional_pretraining"),
     *("reward_model", "cost_model", "process_reward", "rloo", "rloo@cost", "grpo", "ppo", "ppo@cost"),
@@ -36,6 +36,7 @@ SHARED_OUT = (
     "cost_model",
     "sft@full@again",
     "sft@top",
+    "sft@noise",
     "sft@full",
     "sft@full@bfloat16",
     "kto",

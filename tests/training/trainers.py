@@ -2,11 +2,11 @@
 
 python trainers.py OUT FOLDER TRAINER...
 
-A trainer is an objective's name, as in dpo, with what is special about it: sft@full trains all weights, sft@full@bfloat16 weights of that
-type, sft@top an adapter on the upper block alone, dpo@rows cuts groups into several rows, dpo@stopped stops after a step, dpo@again goes on
-after that, dpo@killed kills itself in the third step if there is no checkpoint, dpo@threads divides steps between two threads, dpo@online learns
-from its own samples, rloo@cost and ppo@cost have a cost to keep below a limit, the second with a critic of it, ppo@shown has demonstrations
-mixed in.
+A trainer is an objective's name, as in dpo, with what is special about it: sft@full trains all weights, sft@full@bfloat16 weights of that type,
+sft@top an adapter on the upper block alone, sft@noise has noise on embeddings, dpo@rows cuts groups into several rows, dpo@stopped stops after a
+step, dpo@again goes on after that, dpo@killed kills itself in the third step if there is no checkpoint, dpo@threads divides steps between two
+threads, dpo@online learns from its own samples, rloo@cost and ppo@cost have a cost to keep below a limit, the second with a critic of it, ppo@shown
+has demonstrations mixed in.
 The first of several processes writes OUT, the others OUT.1, OUT.2, ...
 """
 
@@ -120,6 +120,7 @@ def go(trainer, folder, *, report=None, again=False):
     objective = registry.create(card.name, {"beta": 0.5} if sampled or name in ("dpo", "kto") else {"mean": "token"} if name == "orpo" else {})
     stops = not again and not {"again", "stopped"}.isdisjoint(special)
     carried = {"lora_rank": 0 if "full" in special else 4, "lora_depth": 0.5 if "top" in special else 1.0}
+    carried |= {"neftune": 5.0 if "noise" in special else 0.0}
     options = OPTIONS.model_copy(update=carried | {"minutes": 1e-9 if stops else None})
     model = budgeted(30, backend="split") if "rows" in special else tiny()
     if "bfloat16" in special:

@@ -11,7 +11,7 @@ Defaults:     labels process, learning rate 1e-5 as align/reward_model. Neutral 
 Limits:       steps are the parts of a completion (`ends`, `values`; read from TRL's stepwise columns and PRM800K); one without any has one step,
               the whole, under outcome, and teaches nothing under process. The product over steps punishes long solutions.
               One number is learnt, not the paper's three classes, and outcome labels stand at the ends of steps, where the paper has them at every
-              token. Solutions are taken as they come; the paper chooses convincing wrong ones to label.
+              token. Solutions are taken as they come; align/step_labels can choose convincing wrong ones to label, as the paper does.
 Source:       Lightman et al. 2023, arXiv:2305.20050, section 2; soft labels and the minimum: Wang et al. 2023, arXiv:2312.08935.
 """
 

@@ -35,6 +35,8 @@ M = TypeVar("M", bound=BaseModel)
 
 FLOAT = re.compile(r"[-+]?(?:\d[\d_]*\.[\d_]*(?:[eE][-+]?\d+)?|\.\d[\d_]*(?:[eE][-+]?\d+)?|\d[\d_]*[eE][-+]?\d+|\.(?:inf|Inf|INF))|\.(?:nan|NaN|NAN)")
 INT = re.compile(r"[-+]?(?:0|[1-9][\d_]*)|0x[\da-fA-F]+")
+VERSION_KEY, VERSION = "fiducial", 1
+"""How a recipe says in which version of its form it is written, and the newest there is. One that says nothing is of version 1."""
 MOST_KEYS = 100_000
 """A few lines of YAML aliases can stand for billions of values; a recipe has no use for them."""
 KEEP = ("tag:yaml.org,2002:null", "tag:yaml.org,2002:merge")
@@ -133,13 +135,26 @@ def parse_yaml(text: str, name: str) -> tuple[Any, Marks]:
 
 
 def load_recipe(path: str | Path, *, hint: str = "see: fiducial loop --show-config") -> tuple[dict[str, Any], Marks]:
-    """The options in a recipe file: nested dictionaries, and `file:line` of every key. An empty file has none. `hint` says where to see one."""
+    """The options in a recipe file: nested dictionaries, and `file:line` of every key. An empty file has none. `hint` says where to see one.
+
+    The version of the file, `fiducial: 1`, is no option and is taken out. Raises ConfigError for a later one than this program reads.
+    """
     data, marks = load_yaml(path)
     if data is None:
         return {}, marks
     if not isinstance(data, dict):
         raise ConfigError(f"{marks[()]}: a recipe is a list of `option: value` lines, this is {_named(data)}", hint=hint)
-    return data, marks
+    if VERSION_KEY in data:
+        _refuse_version(data[VERSION_KEY], marks.get((VERSION_KEY,), marks[()]))
+    return {name: value for name, value in data.items() if name != VERSION_KEY}, marks
+
+
+def _refuse_version(version: Any, where: str) -> None:
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+        raise ConfigError(f"{where}: the version of a recipe is a whole number, this is {_named(version)}", hint=f"write {VERSION_KEY}: {VERSION}, or nothing")
+    if version > VERSION:
+        what = f"this recipe is of version {version}, and versions up to {VERSION} are read here"
+        raise ConfigError(f"{where}: {what}", hint="update fiducial: what the new version means would be ignored")
 
 
 def override(data: Mapping[str, Any], assignments: Iterable[str]) -> tuple[dict[str, Any], list[Key]]:
@@ -206,9 +221,10 @@ def located(marks: Marks, typed: list[Key]) -> Iterator[None]:
         raise
 
 
-def show(instance: BaseModel, origins: Origins) -> str:
-    """The options as YAML with the origin of each in a comment; loading it gives the same options."""
-    return "\n".join(_shown(_plain(instance), (), origins, 0)) + "\n"
+def show(instance: BaseModel, origins: Origins, *, recipe: bool = False) -> str:
+    """The options as YAML with the origin of each in a comment; loading it gives the same options. A `recipe` says its version first."""
+    first = [f"{VERSION_KEY}: {VERSION}  # version of recipes"] if recipe else []
+    return "\n".join([*first, *_shown(_plain(instance), (), origins, 0)]) + "\n"
 
 
 def given(instance: BaseModel, origins: Origins) -> dict[str, Any]:

@@ -234,17 +234,20 @@ class Given:
     """Whether blocks hand over the tensor itself, not a tuple that begins with it."""
 
 
-def run(part: Anatomy, row: Row, wanted: Wanted, *, mask: Mask | None = None, masked: bool = False, given: Given | None = None) -> States:
+def run(
+    part: Anatomy, row: Row, wanted: Wanted, *, mask: Mask | None = None, masked: bool = False, given: Given | None = None, noise: Tensor | None = None
+) -> States:
     """Sends one row, already on the model's device, through the network.
 
     A "tree" row needs its `mask` form. A "padded" row is right-padded; `masked` hands over a 2D mask for models that look at padding
     on the right. A "kv" row is run in two calls and cannot be differentiated through the second. What is `given` of a row that is not
-    "kv" is not computed again.
+    "kv" is not computed again. `noise` [N, D] is added to the input embeddings of the nodes.
     """
     final: list[Tensor] = []
+    config = part.causal.config.get_text_config()
     caught: dict[int, list[Tensor]] = {layer: [] for layer in wanted.layers}
     for call in _calls(part, row, mask, masked):
-        with _begun(part, call, given), _capture(part, call, wanted, caught), products(part.causal.config.get_text_config(), part.device):
+        with _noised(part, call, noise), _begun(part, call, given), _capture(part, call, wanted, caught), products(config, part.device):
             if wanted.logits:
                 final.append(call.take(part.causal(**call.inputs).logits, wanted.final))
             else:
@@ -305,6 +308,31 @@ def _begun(part: Anatomy, call: _Call, given: Given | None) -> Iterator[None]:
                 del block.forward
             else:
                 block.forward = own
+
+
+@contextmanager
+def _noised(part: Anatomy, call: _Call, noise: Tensor | None) -> Iterator[None]:
+    """Adds noise to what the input embedding gives. Raises ModelError for a network that does not ask it for the tokens of the call."""
+    if noise is None:
+        yield
+        return
+    shape, added = call.inputs["input_ids"].shape, []
+
+    def add(_module: nn.Module, _args: Any, output: Tensor) -> Tensor:
+        if output.shape[:2] != shape:
+            return output
+        added.append(True)
+        whole = output.new_zeros(*shape, noise.shape[-1])
+        whole[call.batch, call.time] = noise[call.first : call.last].to(output)
+        return output + whole
+
+    handle = part.causal.get_input_embeddings().register_forward_hook(add)
+    try:
+        yield
+    finally:
+        handle.remove()
+    if not added:
+        raise ModelError(f"{type(part.causal).__name__} takes no noise on its embeddings, since it does not call them", hint="train without it")
 
 
 @contextmanager

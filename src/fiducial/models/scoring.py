@@ -20,6 +20,7 @@ from fiducial.models import abreast
 from fiducial.models.forest import Paths, Row
 from fiducial.models.head import HeadScores, module_logprobs, selected_logprobs
 from fiducial.models.lower import Lower
+from fiducial.models.noise import Noise
 from fiducial.models.passes import Given, Wanted, anatomy, begin, run
 from fiducial.models.planning import CALL, MAX_ROW, STEP, plan
 from fiducial.models.selfcheck import Verdict, check
@@ -107,9 +108,11 @@ class Engine:
         """The back end that is used without gradients: the one asked for, or the best that the self-check accepted."""
         return self._choose(grad=False)
 
-    def plan(self, paths: Paths, *, grad: bool = False, keep_last: bool = False) -> list[Row]:
-        """The rows in which `paths` will be run, longest first. Raises DataError for a path longer than the model reads."""
-        name = self._choose(grad=grad)
+    def plan(self, paths: Paths, *, grad: bool = False, keep_last: bool = False, shared: bool = True) -> list[Row]:
+        """The rows in which `paths` will be run, longest first; not `shared`, each path has nodes of its own. Raises DataError for a path
+        longer than the model reads.
+        """
+        name = self._choose(grad=grad) if shared else "padded"
         limit = self.verdict.longest
         if name not in ("kv", "padded") and limit is not None and any(len(ids) > limit for ids in paths.ids):
             self._unpacked(limit)
@@ -175,21 +178,24 @@ class Engine:
         hidden: Mapping[str, Any] | None = None,
         entropy: bool = False,
         rows: Sequence[Row] | None = None,
+        noise: Noise | None = None,
     ) -> Iterator[tuple[list[int], Scores]]:
         """One row at a time: the indices of its paths, and their scores, where `edge_path` counts within that list.
 
         Groups stay together unless larger than a row, so a loss that couples only paths of one group can go backward per row. `rows` are
-        those of `plan`, where they are there already; states at "leaf" and "scored" need its `keep_last`.
+        those of `plan`, where they are there already; states at "leaf" and "scored" need its `keep_last`. With `noise` nothing is shared.
         """
         if temperature <= 0:
             raise DataError(f"a temperature of {temperature} gives no distribution", hint="use a positive temperature; `is_greedy` tells about temperature 0")
         asked = _Hidden.read(hidden, len(self._part.layers))
         self.module.eval()
-        for row in self.plan(paths, grad=grad, keep_last=asked is not None and asked.keeps_last) if rows is None else rows:
+        for row in self.plan(paths, grad=grad, keep_last=asked is not None and asked.keeps_last, shared=noise is None) if rows is None else rows:
             self._admit(row)
-            given = self.lower.of(row, paths) if self.lower is not None and (asked is None or asked.from_block(self.lower.blocks - 1)) else None
+            drawn = noise.of(row, paths, self._part.embedding.embedding_dim) if noise is not None else None
+            lower = self.lower if noise is None else None
+            given = lower.of(row, paths) if lower is not None and (asked is None or asked.from_block(lower.blocks - 1)) else None
             with nullcontext() if grad else torch.no_grad():
-                scores = self._row(row.to(self._part.device), asked, temperature, entropy=entropy, given=given)
+                scores = self._row(row.to(self._part.device), asked, temperature, entropy=entropy, given=given, noise=drawn)
             yield row.paths, scores
 
     def _choose(self, *, grad: bool) -> str:
@@ -235,11 +241,11 @@ class Engine:
         self.module.eval()
         return begin(self._part, row.to(self._part.device), blocks, mask=self.verdict.tree_mask, masked=self.verdict.padded == "masked")
 
-    def _row(self, row: Row, asked: _Hidden | None, temperature: float, *, entropy: bool, given: Given | None) -> Scores:
-        return self._assemble(row, *self.compute(row, asked, temperature, entropy=entropy, given=given))
+    def _row(self, row: Row, asked: _Hidden | None, temperature: float, *, entropy: bool, given: Given | None, noise: Tensor | None) -> Scores:
+        return self._assemble(row, *self.compute(row, asked, temperature, entropy=entropy, given=given, noise=noise))
 
     def _computed(
-        self, row: Row, asked: _Hidden | None, temperature: float, *, entropy: bool, given: Given | None
+        self, row: Row, asked: _Hidden | None, temperature: float, *, entropy: bool, given: Given | None, noise: Tensor | None
     ) -> tuple[HeadScores, dict[int | str, Tensor] | None]:
         """What the head says, and hidden states: all that needs the model's weights, in containers whose tensors torch finds."""
         nodes = asked.nodes(row) if asked is not None else row.ids[:0]
@@ -249,7 +255,7 @@ class Engine:
         wants_last = asked is not None and "last" in asked.layers
         blocks = asked.blocks if asked is not None else {}
         wanted = Wanted(both if wants_last else row.unique_parents, sorted(set(blocks.values())), unique, logits)
-        states = run(self._part, row, wanted, mask=self.verdict.tree_mask, masked=self.verdict.padded == "masked", given=given)
+        states = run(self._part, row, wanted, mask=self.verdict.tree_mask, masked=self.verdict.padded == "masked", given=given, noise=noise)
         count = len(row.unique_parents)
         h_UD = states.final[head_at[:count]] if wants_last else states.final
         found: dict[int | str, Tensor] = {name: states.layers[block][where] for name, block in blocks.items()}

@@ -47,10 +47,13 @@ class Data:
         """The groups as the objective wants them; those that are too long or too small are left out and counted.
 
         Raises DataError when none is left, or where more than a hundredth of the completions has a token that begins in the prompt;
-        ConfigError where more than completions is to be learnt from by an objective that compares.
+        ConfigError where more than completions is to be learnt from, or noise put on them, by an objective that does not imitate.
         """
         if options.learn != "completion" and not objective.per_token:
             raise ConfigError(f"{objective.name} compares completions, and learns nothing from what stands before them", hint="leave out --learn")
+        if options.neftune and not objective.per_token:
+            # other noise on each completion would be in every difference, and none of it in what the reference says
+            raise ConfigError(f"neftune is noise on what is imitated, which {objective.name} does not do", hint="leave it out, or train with align/sft")
         limit = min(options.max_length, model.context)
         kept: list[Group] = []
         names: list[str] = []

@@ -252,7 +252,8 @@ class _Trainer:
             self._look()
         if self.step < self.last and not stop:
             began = time.monotonic()
-            with self.updates.passes.keeping(self.data, passes=self.options.epochs):
+            # under noise blocks give other states every time
+            with nullcontext() if self.options.neftune else self.updates.passes.keeping(self.data, passes=self.options.epochs):
                 if not self.step:  # what was spent before an interruption holds it already
                     self._aside(began)
                 stop = self._steps(report, watch, watching=watching)

@@ -18,7 +18,7 @@ from fiducial.training.options import TrainOptions
 from fiducial.training.policy_gradient import SampledObjective
 from fiducial.training.rewards import Mixture
 
-UNUSED = ("from_scratch", "sizes", "learn", "watch_every", "held_out")
+UNUSED = ("from_scratch", "sizes", "learn", "neftune", "watch_every", "held_out")
 """Options of training that mean nothing here."""
 
 

@@ -26,6 +26,9 @@ class TrainOptions(BaseModel):
     """Share of the steps in which the rate rises; then it falls to zero along a cosine."""
     learn: Literal["completion", "assistant", "all"] = "completion"
     """What demonstrations teach: the completion, every turn of the assistant, or every token; the last two are for objectives that imitate."""
+    neftune: float = Field(default=0.0, ge=0)
+    """Noise on the input embeddings while demonstrations are learnt (NEFTune's alpha, often 5): uniform in [-1, 1] times alpha / sqrt(tokens x width),
+    drawn anew for every completion and step. For objectives that imitate; what completions share is then computed for each."""
     weight_decay: float = Field(default=0.0, ge=0)
     """Decoupled weight decay of AdamW."""
     clip: float = Field(default=1.0, gt=0)

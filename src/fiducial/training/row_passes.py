@@ -16,10 +16,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from fiducial.core.records import digest
 from fiducial.core.roles import Objective
 from fiducial.models import abreast
 from fiducial.models.forest import Paths, Row
 from fiducial.models.local import LocalModel
+from fiducial.models.noise import Noise
 from fiducial.models.scoring import Engine, Scores
 from fiducial.training import frozen
 from fiducial.training.data import Data
@@ -37,6 +39,24 @@ MOST_EACH = 1 << 30
 """Bytes of float32 gradients that each thread may have of its own."""
 
 
+@dataclass(frozen=True, slots=True)
+class StepNoise:
+    """Noise on the embeddings of all paths of a step."""
+
+    alpha: float
+    seed: int
+    step: int
+    places: Sequence[int]
+    """Of each group of this process its place among those of the step."""
+
+    def on(self, completions: Sequence[tuple[int, int]]) -> Noise:
+        """That of the paths of some groups of this process, a pair of numbers for each: which of the groups, and how many completions it has. It goes by
+        the place of the group in the step and of the completion in it: on however many processes they are run, and whenever, they get the same.
+        """
+        paths = [(self.places[group], k) for group, count in completions for k in range(count)]
+        return Noise(self.alpha, [int(digest([self.seed, "noise", self.step, *path])[:15], 16) for path in paths])
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Work:
     """The data of a step, and what holds for all of it."""
@@ -50,6 +70,7 @@ class Work:
     """Log-probabilities of the step's mismatched pairs, [M]."""
     step: Step | None = None
     """What couples its losses; without it the groups of each loss are taken for all of them."""
+    noise: StepNoise | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -64,6 +85,8 @@ class _Part:
     owner: list[int]
     """The group of each path, as an index into `chosen`."""
     rows: list[Row]
+    noise: Noise | None
+    """On the embeddings of its paths."""
 
     @property
     def fed(self) -> int:
@@ -101,13 +124,13 @@ class RowPasses:
         (whole,) = parts
         if any(gathered(self.accelerator, whole.spread)) if self.trainables.shared_out else whole.spread:
             return self._two_passes(work, share, whole)
-        return self._row_by_row(work, share, whole, self._passes(whole.paths, grad=True, rows=whole.rows), self._pull)
+        return self._row_by_row(work, share, whole, self._passes(whole.paths, grad=True, rows=whole.rows, noise=whole.noise), self._pull)
 
-    def forward(self, paths: Paths) -> list[Tensor]:
+    def forward(self, paths: Paths, noise: Noise | None = None) -> list[Tensor]:
         """What is read of some paths, without gradients."""
         spans = self._spans(paths)
         found = self._nothing(spans)
-        for indices, scores in self._passes(paths, grad=False):
+        for indices, scores in self._passes(paths, grad=False, noise=noise):
             for all_of_it, part in zip(found, self._read(scores), strict=True):
                 all_of_it[_at(spans, indices)] = part.detach().float().cpu()
         return found
@@ -168,17 +191,17 @@ class RowPasses:
         losses = work.objective(self.policy(work, chosen, read), work.reference.select(chosen) if work.reference is not None else None)
         return (share * losses).sum()
 
-    def _passes(self, paths: Paths, *, grad: bool, rows: list[Row] | None = None) -> Iterator[tuple[list[int], Scores]]:
+    def _passes(self, paths: Paths, *, grad: bool, rows: list[Row] | None = None, noise: Noise | None = None) -> Iterator[tuple[list[int], Scores]]:
         """The engine's rows, planned before or not. Where weights are shared out, rows of no path follow until every process has had as many."""
-        rows = self._plan(paths, grad=grad) if rows is None else rows
+        rows = self._plan(paths, grad=grad, shared=noise is None) if rows is None else rows
         idle = max(gathered(self.accelerator, len(rows))) - len(rows) if self.trainables.shared_out else 0
-        yield from self.model.engine.stream(paths, grad=grad, rows=rows, **self._asked)
+        yield from self.model.engine.stream(paths, grad=grad, rows=rows, noise=noise, **self._asked)
         for _ in range(idle):
             for _, scores in self.model.engine.stream(IDLE, grad=grad, **self._asked):
                 yield [], scores
 
-    def _plan(self, paths: Paths, *, grad: bool) -> list[Row]:
-        return self.model.engine.plan(paths, grad=grad, keep_last=self.heads.place == "leaf")
+    def _plan(self, paths: Paths, *, grad: bool, shared: bool = True) -> list[Row]:
+        return self.model.engine.plan(paths, grad=grad, keep_last=self.heads.place == "leaf", shared=shared)
 
     def _pull(self, loss: Tensor) -> None:
         loss.backward()
@@ -208,7 +231,8 @@ class RowPasses:
         own = [chosen[i] for i in places]
         paths = work.data.paths.select(work.data.paths_of(own))
         owner = [i for i, g in enumerate(own) for _ in work.data.groups[g].completions]
-        return _Part(list(places), own, paths, owner, self._plan(paths, grad=True))
+        noise = work.noise.on([(i, len(work.data.groups[chosen[i]].completions)) for i in places]) if work.noise is not None else None
+        return _Part(list(places), own, paths, owner, self._plan(paths, grad=True, shared=noise is None), noise)
 
     def _parts(self, work: Work, chosen: list[int]) -> list[_Part]:
         """The chosen groups, some for each thread; one part where threads do not pay, or a group fills several rows, which is left to `_two_passes`."""
@@ -244,7 +268,7 @@ class RowPasses:
                 for i, grad in enumerate(torch.autograd.grad(loss, parameters, allow_unused=True)):
                     grads[i] = _sum(grads[i], grad)
 
-            passes = engine.stream(part.paths, grad=True, rows=part.rows, **self._asked)
+            passes = engine.stream(part.paths, grad=True, rows=part.rows, noise=part.noise, **self._asked)
             return *self._row_by_row(work, share[part.places], part, passes, pull), grads
 
         results = abreast.together([partial(alone, engine, part) for engine, part in zip(self._beside(len(parts)), parts, strict=True)])
@@ -260,10 +284,10 @@ class RowPasses:
     def _two_passes(self, work: Work, share: Tensor, whole: _Part) -> tuple[Tensor, list[Tensor]]:
         """The same when groups are spread over rows: the loss's gradient with respect to what is read first, then row by row."""
         chosen, paths, spans = whole.chosen, whole.paths, self._spans(whole.paths)
-        leaves = [f.requires_grad_() for f in self.forward(paths)]
+        leaves = [f.requires_grad_() for f in self.forward(paths, whole.noise)]
         loss = self._loss(work, chosen, share, leaves) if chosen else torch.zeros(())
         pulls = torch.autograd.grad(loss, leaves, allow_unused=True) if chosen else [None for _ in leaves]
-        for indices, scores in self._passes(paths, grad=True, rows=whole.rows):
+        for indices, scores in self._passes(paths, grad=True, rows=whole.rows, noise=whole.noise):
             at, read = _at(spans, indices), self._read(scores)
             pulled = [(pull[at].to(part.device) * part).sum() for pull, part in zip(pulls, read, strict=True) if pull is not None]
             self._pull(torch.stack(pulled).sum() if indices else _nought(read))

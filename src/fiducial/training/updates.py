@@ -25,7 +25,7 @@ from fiducial.training.heads import Heads
 from fiducial.training.objective import GroupLogProbs, Step
 from fiducial.training.options import TrainOptions
 from fiducial.training.processes import gathered, total
-from fiducial.training.row_passes import RowPasses, Work
+from fiducial.training.row_passes import RowPasses, StepNoise, Work
 from fiducial.training.scorecard import TOGETHER
 from fiducial.training.weights import Trainables
 
@@ -95,7 +95,8 @@ class Updates:
         mine = range(self.accelerator.process_index, len(chosen), self.accelerator.num_processes)
         own = [chosen[i] for i in mine]
         reference = replace(reference, mismatched=mismatched) if reference is not None else None
-        work = Work(self.objective, data, reference, self.passes.mismatched(data, chosen), Step.of(everything))
+        noise = StepNoise(self.options.neftune, self.options.seed, self.steps, mine) if self.options.neftune else None
+        work = Work(self.objective, data, reference, self.passes.mismatched(data, chosen), Step.of(everything), noise)
         loss, read = self.passes.backward(work, own, share[torch.tensor(list(mine), dtype=torch.long)])
         self._reduce()
         norm = self._clip()

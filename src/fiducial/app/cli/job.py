@@ -163,7 +163,7 @@ def _created(fields: tuple[Option, ...], options: Mapping[str, Any]) -> dict[str
         if not kind.role or created.get(option.name) is None:
             continue
         value = created[option.name]
-        created[option.name] = tuple(registry.create(v) for v in value) if kind.many else registry.create(value)
+        created[option.name] = tuple(made(registry.card(v), {}) for v in value) if kind.many else made(registry.card(value), {})
     return created
 
 

@@ -101,7 +101,7 @@ def _perform(name: str, model: type[BaseModel], paths: tuple[str, str], output: 
     options = model.model_validate(by_id(options.model_dump(exclude_unset=True), before=resumed))
     asked = given(options, origins)
     if values["show_config"]:
-        output.result({"options": options, "given": asked}, show(options, origins).rstrip("\n"))
+        output.result({"options": options, "given": asked}, show(options, origins, recipe=True).rstrip("\n"))
         return 0
     ready, runner = map(imported, paths)
     with located(recipe[1] if recipe else {}, [key for key, origin in origins.items() if origin == "command line"]):

@@ -1,5 +1,6 @@
 """`fiducial run recipe.yaml`: several steps, each a method with its options; finished steps are not done again.
 
+    fiducial: 1
     model: smollm2
     steps:
       - method: attack/persona
@@ -140,7 +141,7 @@ def run(context: click.Context, recipe: str, overrides: tuple[str, ...], resume:
         steps = flat(loaded)
         _check(loaded, steps)
     if show_config:
-        output.result({"options": loaded}, show(loaded, origins).rstrip("\n"))
+        output.result({"options": loaded}, show(loaded, origins, recipe=True).rstrip("\n"))
         return 0
     resumed = run_to_resume(resume, "run") if resume else None
     loaded, steps = loaded.model_copy(update={"model": by_id(loaded.model, before=resumed)}), [_by_id(step, resumed) for step in steps]
