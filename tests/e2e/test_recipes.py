@@ -173,7 +173,9 @@ def test_demonstrations_pairs_dpo_and_exo_end_in_gates_that_decide_every_rule(do
 def test_constitutional_ai_learns_from_revisions_then_from_soft_labels_and_measures_every_stage(done):
     learning = dict.fromkeys(("align/sft", "align/reward_model", "align/dpo"), LEARN)
     makers = {"revised": {"max_tokens": 6}, "compared": {"max_tokens": 6, "temperature": 1.0}}
-    rloo = {"align/rloo": {"epochs": 0.01, "lora_rank": 4, "max_tokens": 4, "batch": 2, "k": 2}}
+    # of so few pairs nothing is proved
+    reward = [{"reward": "align/learned_reward", "models": ["step:preferences"], "unproven": True}, {"reward": "align/rubric_reward", "weight": 0}]
+    rloo = {"align/rloo": {"epochs": 0.01, "lora_rank": 4, "max_tokens": 4, "batch": 2, "k": 2, "reward": reward}, "preferences": {"held_out": 0}}
     data = done("constitutional_ai", wide=True, **learning, **makers, **rloo)
     steps = {s["name"]: s for s in data["steps"]}
     assert steps["sl"]["result"]["groups"] == steps["revised"]["result"]["groups"] + steps["helpful"]["result"]["groups"]
