@@ -20,6 +20,8 @@ DTYPES = {"bf16": "bfloat16", "bfloat16": "bfloat16", "fp16": "float16", "float1
 """Spellings of a dtype."""
 FILES = ("*.json", "*.jinja", "*.model", "*.txt", "*.safetensors")
 """What is fetched of a model: never pickles, which can run code."""
+WEIGHTS = "*.safetensors"
+"""Those of them that are large."""
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
 """Errors of the disk that a download is written to."""
 _adapter: ContextVar[Path | None] = ContextVar("_adapter", default=None)
@@ -58,15 +60,22 @@ def _with_head(model: LocalModel, folder: Path) -> LocalModel:
     return model
 
 
-def fetch(name: str, *, revision: str | None = None) -> Path:
-    """Folder of a model of the Hugging Face hub, downloaded unless it is there already. Raises ModelError in one line, StorageError when the disk refuses."""
+def fetch(name: str, *, revision: str | None = None, weights: bool = True) -> Path:
+    """Folder of a model of the Hugging Face hub, downloaded unless it is there already; without `weights` all but these.
+
+    Raises ModelError in one line, StorageError when the disk refuses.
+    """
     from huggingface_hub import snapshot_download
     from huggingface_hub.constants import HF_HUB_CACHE
     from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 
     try:
         with quiet():
-            return Path(snapshot_download(name, revision=revision, allow_patterns=list(FILES), ignore_patterns=["original/*", "onnx/*"]))
+            return Path(
+                snapshot_download(
+                    name, revision=revision, allow_patterns=[f for f in FILES if weights or f != WEIGHTS], ignore_patterns=["original/*", "onnx/*"]
+                )
+            )
     except GatedRepoError as error:
         raise ModelError(f"the model '{name}' asks for consent first", hint=f"give it on https://huggingface.co/{name}, then: hf auth login") from error
     except RevisionNotFoundError as error:

@@ -13,6 +13,7 @@ from fiducial.app.cli import trained
 from fiducial.app.cli.job import Job, Stage
 from fiducial.app.cli.making import groups_from, hash_of
 from fiducial.app.cli.params import parameter
+from fiducial.app.cli.plan import plan
 from fiducial.app.cli.preview import preview
 from fiducial.app.proving import proved
 from fiducial.core.errors import ConfigError
@@ -34,8 +35,10 @@ def _training_options() -> list[click.Option]:
     data = click.Option(["--data"], metavar="FILE|RUN", multiple=True, help=text)
     text = "Show what would be learnt from, and what a step takes, and train nothing. [default: off]"
     look = click.Option(["--preview"], is_flag=True, help=text)
+    text = "Show what training takes of memory, by parts, and what takes less: from the model's configuration, which is all that is read. [default: off]"
+    planned = click.Option(["--plan"], is_flag=True, help=text)
     # every training option has a default or is found out from the data, so none is asked for
-    return [data, *online.options(required=False), *[cast(click.Option, parameter(o)) for o in options_in(*TRAINING)], trained.prove(), look]
+    return [data, *online.options(required=False), *[cast(click.Option, parameter(o)) for o in options_in(*TRAINING)], trained.prove(), look, planned]
 
 
 def align(job: Job) -> int:
@@ -49,8 +52,8 @@ def align(job: Job) -> int:
     from fiducial.training.segments import scored
 
     if not job.values["data"]:
-        if job.values["preview"]:
-            raise ConfigError("--preview shows data, and there is none", hint="give --data FILE")
+        if asked := _asked(job):
+            raise ConfigError(f"--{asked} is about data, and there is none", hint="give --data FILE")
         return online.learn(job)
     online.refuse_options(job)
     groups = [group for reference in job.values["data"] for group in groups_from(reference)]
@@ -59,10 +62,10 @@ def align(job: Job) -> int:
     names = {o.name for o in options_in(*TRAINING)}
     options, _ = resolve(TrainOptions, flags={name: value for name, value in job.given.items() if name in names})
     objective = cast(Objective, job.method())
-    if job.values["preview"]:
+    if asked := _asked(job):
         if job.output.captured is not None:
-            raise ConfigError("--preview trains nothing, and a recipe's step is to be done", hint="leave it out of the recipe")
-        return preview(job, groups, objective, options)
+            raise ConfigError(f"--{asked} trains nothing, and a recipe's step is to be done", hint="leave it out of the recipe")
+        return {"preview": preview, "plan": plan}[asked](job, groups, objective, options)
     # what a model says that learns to score is not what it is for
     why = "the model was trained to score, and is not asked for answers" if "scores" in objective.reads else ""
     if options.from_scratch:
@@ -94,6 +97,14 @@ def align(job: Job) -> int:
         )
         place = trained.finish(job, run, stage, kept, card, fingerprint)
     return report_training(job, result, f"run:{run.id}", folder, fingerprint, card, place)
+
+
+def _asked(job: Job) -> str:
+    """Which look at a training is asked for in its place; none when empty. Raises ConfigError for both."""
+    asked = [name for name in ("preview", "plan") if job.values[name]]
+    if len(asked) > 1:
+        raise ConfigError("--preview measures what --plan reckons", hint="give one of them")
+    return next(iter(asked), "")
 
 
 def report_training(job: Job, result: TrainResult, uri: str, folder: Path, fingerprint: str, card: Mapping[str, Any], place: Path) -> int:
