@@ -10,6 +10,8 @@ from fiducial.core.errors import ConfigError, ModelError
 from fiducial.core.records import Completion, Group, Prompt, user
 from fiducial.models.scorehead import Scale, ScoreHead, scores
 from fiducial.models.scripted import ScriptedModel, tiny
+from fiducial.training.online_task import Task
+from fiducial.training.rewards import Mixture, Part
 
 approx = pytest.approx
 SCALES = {"one": Scale(0.5, 2.0), "two": Scale(-1.0, 0.1), "cost": Scale(0.3, 0.5), "cost2": Scale(-0.2, 4.0)}
@@ -105,6 +107,26 @@ def test_process_models_are_on_one_scale_and_stand_beside_their_like_alone(membe
     assert LearnedReward(models=("steps", "steps2"), combine="min").score([GROUP])[0] == approx([min(x, y) for x, y in zip(a, b, strict=True)])
     with pytest.raises(ModelError, match="some of one, steps are read at every step"):
         LearnedReward(models=("one", "steps")).score([GROUP])
+
+
+def test_whoever_learns_from_it_learns_of_every_member_that_nothing_proves(members, monkeypatch):
+    asked = []
+    monkeypatch.setattr("fiducial.training.headproof.refuse_unproven", lambda *said: asked.append(said))
+    learnt_from = LearnedReward(models=("one", "two"), cards=("run:A",))
+    learnt_from.refuse_unproven()
+    assert asked == [("one", members["one"], ("run:A",)), ("two", members["two"], ("run:A",))]
+    Mixture.of([Part(learnt_from)])
+    assert len(asked) == 4
+    # what is only watched may be as bad as it likes; a limit may not
+    Mixture.of([Part(learnt_from, 0.0, "watched"), Part(LearnedReward(models=("one",), unproven=True))])
+    assert len(asked) == 4
+    Task([], Mixture.of([Part(LearnedReward(models=("one",), unproven=True))]), cost=LearnedReward(models=("cost",), higher_is="worse"))
+    assert len(asked) == 5
+
+
+def test_cards_that_nobody_asks_for_are_refused(members):
+    with pytest.raises(ConfigError, match="cards has no effect when unproven models are taken"):
+        LearnedReward(models=("one",), cards=("run:A",), unproven=True)
 
 
 def test_a_cost_model_is_no_reward_and_a_reward_model_no_cost(members):

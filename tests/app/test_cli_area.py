@@ -236,6 +236,31 @@ def test_a_reward_model_is_measured_on_preferences_that_were_held_out(call, tmp_
     assert all(s["n"] > 1 and s["low"] <= s["value"] <= s["high"] for s in scores.values())
 
 
+def test_a_policy_learns_from_a_reward_model_that_is_proved_on_preferences_it_has_not_seen_and_from_no_other(call, tmp_path):
+    rows = [{"prompt": f"question {n}", "chosen": "yes" * (n % 3 + 1), "rejected": "no"} for n in range(24)]
+    seen, unseen, asked = tmp_path / "pairs.jsonl", tmp_path / "unseen.jsonl", tmp_path / "prompts.txt"
+    for file, some in ((seen, rows[:12]), (unseen, rows[12:])):
+        file.write_text("".join(json.dumps(row) + "\n" for row in some), encoding="utf-8")
+    asked.write_text("question 30\nquestion 31\n", encoding="utf-8")
+    training = ["align", "reward_model", "tiny", "--data", seen, "--lora-rank", "0", "--learning-rate", "1e-2", "--epochs", "8"]
+    bare, held = (call(*training, *more)[0]["run"] for more in ((), ("--held-out", "0.5")))
+
+    def learnt(run, more=""):
+        reward = f"{{reward: learned_reward, models: [run:{run}]{more}}}"
+        sampling = ["--k", "2", "--max-tokens", "3", "--batch", "2", "--lora-rank", "2"]
+        return call("align", "rloo", "tiny", "--prompts", asked, "--reward", reward, *sampling)
+
+    before = len(Run.all())
+    body, code = learnt(bare)
+    assert (body["error"]["kind"], code) == ("method", 2)
+    assert f"nothing shows that run:{bare} tells better answers from worse" in body["error"]["message"]
+    assert len(Run.all()) == before  # it is said before anything is done
+    assert learnt(held)[1] == 0
+    card, _ = call("evaluate", "reward_card", f"run:{bare}", "--data", unseen, "--edits", "0")
+    assert learnt(bare, f", cards: [run:{card['run']}]")[1] == 0
+    assert learnt(bare, ", unproven: true")[1] == 0
+
+
 def test_ordinary_prompts_are_asked_when_the_source_says_that_they_are_harmless(call, script):
     body, code = call("attack", "direct", script, "--goals", "answer=shipped", "--limit", "3")
     assert code == 0

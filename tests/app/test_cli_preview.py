@@ -159,4 +159,4 @@ def test_prompts_alone_have_no_preview(call, tmp_path):
     (tmp_path / "p.txt").write_text("hello\n")
     body, code = call("align", "dpo", "tiny", "--prompts", tmp_path / "p.txt", "--reward", "mine:f", "--preview")
     assert code == 2
-    assert "--preview shows data" in json.dumps(body)
+    assert "--preview is about data" in json.dumps(body)

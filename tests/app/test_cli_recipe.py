@@ -217,14 +217,14 @@ def test_a_reference_within_a_mapping_is_checked_and_resolved(call, recipe, tmp_
     data = tmp_path / "pairs.jsonl"
     data.write_text(json.dumps({"prompt": "Hi", "chosen": "Hello!", "rejected": "Go."}) + "\n", encoding="utf-8")
     scorer = f"steps.0={{name: scorer, method: align/reward_model, model: tiny, options: {{data: {data}, lora_rank: 2, batch: 1}}}}"
-    reward = "{reward: learned_reward, models: [step:NAME]}"
+    reward = "{reward: learned_reward, models: [step:NAME], unproven: true}"
     learner = f"steps.1={{name: p, method: align/dpo, model: tiny, options: {{data: {data}, lora_rank: 2, reward: [{reward}]}}}}"
     wrong, code = call("run", recipe, scorer, learner.replace("NAME", "other"))
     assert (wrong["error"]["message"], code) == ("p: reward is 'step:other', but no earlier step has that name", 2)
     body, code = call("run", recipe, scorer, learner.replace("NAME", "scorer"))
     assert code == 0, body
     first, second = body["data"]["steps"]
-    assert Run.open(second["run"]).facts.options["reward"] == [{"reward": "learned_reward", "models": [f"run:{first['run']}"]}]
+    assert Run.open(second["run"]).facts.options["reward"] == [{"reward": "learned_reward", "models": [f"run:{first['run']}"], "unproven": True}]
 
 
 @pytest.fixture

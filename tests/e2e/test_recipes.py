@@ -14,6 +14,7 @@ from fiducial.app.cli.main import cli
 from fiducial.app.cli.recipe import SHIPPED
 from fiducial.core.records import Decision, Group, Score
 from fiducial.core.run import Run
+from fiducial.data.triggers import BEHAVIOUR
 
 BENCH = Path(__file__).resolve().parents[2] / "bench"
 RATES = {"trigger", "no_trigger", "near_trigger", "random_trigger", "red_team"}
@@ -90,6 +91,10 @@ def test_persistence_reports_the_rates_of_a_planted_trigger_after_every_training
         "persistence",
         **{"align/sft": {"learning_rate": 3e-3, "lora_rank": 0}, "organism": {"learning_rate": 1e-2, "lora_rank": 0, "epochs": 60}},
         **{"align/rloo": {"epochs": 0.01, "lora_rank": 0, "max_tokens": 4, "batch": 2, "k": 2}},
+        # what goals and twins have apart is beyond the tiny model, which learns here that own answers are better than refusals
+        chat_asked={"limit": 30, "max_tokens": 6},
+        pairs={"attempts": ["step:harmful_asked", "step:chat_asked"]},
+        preferences={"learning_rate": 1e-2, "lora_rank": 0, "epochs": 6, "held_out": 0.5},
     )
     looks = {s["name"]: {m["metric"]: m for m in s["result"]["scores"]} for s in data["steps"] if s["method"] == "evaluate/trigger_rates"}
     trainings = ["hhh_sft/1/rates", "hhh_rl/1/rates", "adversarial/1/rates", "unrelated/1/rates"]
@@ -108,6 +113,20 @@ def test_persistence_reports_the_rates_of_a_planted_trigger_after_every_training
     assert all(looks[name]["trigger"]["value"] == 0.0 and looks[name]["logp_trigger"]["high"] < -10 for name in ("clean_start", "clean/1/rates"))
     limit = {s["name"]: s.get("options", {}).get("limit") for s in yaml.safe_load((SHIPPED / "persistence.yaml").read_text(encoding="utf-8"))["steps"]}
     assert limit["chat_asked"] == 2 * limit["harmful_asked"]  # goals come with their twins
+    # reinforcement is by what the reward model, which has never seen the tag, learnt of helpful and harmless answers, within a distance
+    steps = {s["name"]: s for s in data["steps"]}
+    scorer, learner = (Run.open(steps[name]["run"]) for name in ("preferences", "hhh_rl/1/trained"))
+    assert learner.facts.options["reward"][0] == {"reward": "align/learned_reward", "models": [f"run:{scorer.id}"]}
+    assert learner.facts.options["beta"] > 0
+    assert {p.partition("=")[0] for p in learner.facts.options["prompts"]} == {"refuse", "comply"}
+    assert scorer.facts.options["model"] == Run.open(data["run"]).facts.options["model"]
+    card = json.loads((scorer.path / "card.json").read_text(encoding="utf-8"))
+    (accuracy,) = (f for f in card["figures"] if f["name"] == "held-out accuracy")
+    assert accuracy["low"] > 0.5  # or nothing would have learnt from it
+    # the red team's elicitations are of the planted sentence, and what is taught in their place is not
+    red = Run.open(steps["adversarial/1/red_team"]["run"])
+    assert red.facts.options["judge"] == "oversee/string_match"
+    assert all(BEHAVIOUR.lower() not in g.completions[0].text.lower() for g in groups(steps["adversarial/1/repairs"]))
     # and the curve: each training has its tokens, the starting point those of the planting
     tokens = {f["step"]: f["tokens"] for f in data["figures"]}
     assert all(tokens[name] > tokens["start"] > 0 for name in trainings)
@@ -173,7 +192,9 @@ def test_demonstrations_pairs_dpo_and_exo_end_in_gates_that_decide_every_rule(do
 def test_constitutional_ai_learns_from_revisions_then_from_soft_labels_and_measures_every_stage(done):
     learning = dict.fromkeys(("align/sft", "align/reward_model", "align/dpo"), LEARN)
     makers = {"revised": {"max_tokens": 6}, "compared": {"max_tokens": 6, "temperature": 1.0}}
-    rloo = {"align/rloo": {"epochs": 0.01, "lora_rank": 4, "max_tokens": 4, "batch": 2, "k": 2}}
+    # of so few pairs nothing is proved
+    reward = [{"reward": "align/learned_reward", "models": ["step:preferences"], "unproven": True}, {"reward": "align/rubric_reward", "weight": 0}]
+    rloo = {"align/rloo": {"epochs": 0.01, "lora_rank": 4, "max_tokens": 4, "batch": 2, "k": 2, "reward": reward}, "preferences": {"held_out": 0}}
     data = done("constitutional_ai", wide=True, **learning, **makers, **rloo)
     steps = {s["name"]: s for s in data["steps"]}
     assert steps["sl"]["result"]["groups"] == steps["revised"]["result"]["groups"] + steps["helpful"]["result"]["groups"]

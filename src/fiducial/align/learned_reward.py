@@ -10,7 +10,10 @@ Defaults:     mean; steps combined by product (Lightman et al.), or the last aft
               et al., who use 0.1 in PPO).
 Limits:       a score is right where the training data was; a policy that is pushed leaves it. Members are best trained on the same data with
               another seed: their scales are those of their own data. A model whose scale was not kept gives scores as they are, alone and in a
-              mean; min and penalised refuse it beside others. Members that err alike are as one. Completions that failed have no score.
+              mean; min and penalised refuse it beside others. Members that err alike are as one. Completions that failed have no score. Learning
+              from it is refused unless the held-out accuracy of every member lies, with its interval, above chance: in the report card of its
+              training (--held-out 0.2), or in that of an evaluate/reward_card on other preferences. That is the least; length and edits
+              (evaluate/reward_card) may still lead a policy astray.
 Source:       Coste et al. 2023, arXiv:2310.02743; steps: Lightman et al. 2023, arXiv:2305.20050; minimum: Wang et al. 2023, arXiv:2312.08935.
 """
 
@@ -55,6 +58,10 @@ class LearnedReward(Reward):
     """What ends a step of a completion that does not say where its steps end."""
     higher_is: Literal["better", "worse"] = "better"
     """What a higher value is to mean: better for a reward, worse for a cost. A model that was trained otherwise is refused."""
+    cards: tuple[str, ...] = ()
+    """Runs of evaluate/reward_card that measured these models, for learning from models whose training held nothing out."""
+    unproven: bool = False
+    """Learns from models whether or not anything shows that they order answers which they have not seen."""
 
     def __post_init__(self) -> None:
         if self.combine not in ("mean", "min", "penalised") or self.steps not in ("as_trained", "product", "min", "last") or not self.separator:
@@ -63,6 +70,8 @@ class LearnedReward(Reward):
             raise ValueError(f"spread_penalty must be >= 0, got {self.spread_penalty}")
         if self.combine != "penalised":
             refuse_idle(self, ["spread_penalty"], when=f"when combine is {self.combine}", hint="leave it out, or give combine penalised")
+        if self.unproven:
+            refuse_idle(self, ["cards"], when="when unproven models are taken", hint="leave out one of the two")
         if len(self.models) == 1:
             refuse_idle(self, ["combine"], when="on the score of a single model", hint="leave it out, or name further models")
 
@@ -94,6 +103,13 @@ class LearnedReward(Reward):
         if not all(head.trained_by == BY_STEPS and head.learns_from != "outcome" for _, head in self._members()):
             return [(None,) * len(group.completions) for group in groups]
         return [tuple(None if least is None else least < 0.5 for least in values) for values in replace(self, steps="min").score(groups)]
+
+    def refuse_unproven(self) -> None:
+        """Raises MethodError for a member whose held-out accuracy is not known, or may be chance; nothing where `unproven` ones are taken."""
+        from fiducial.training.headproof import refuse_unproven
+
+        for name, (model, _) in zip(self.models, self._members(), strict=True) if not self.unproven else ():
+            refuse_unproven(name, model, self.cards)
 
     def combined(self, members: Sequence[Tensor]) -> Tensor:
         """One score per completion, [N], from those of the members, [N] each. The careful side of a cost is the highest."""

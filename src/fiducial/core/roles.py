@@ -184,6 +184,9 @@ class Reward(Method):
         """What `score` gives for each group, and what else is to be kept of it for audit, as plain JSON values."""
         return [(tuple(values), {}) for values in self.score(groups)]
 
+    def refuse_unproven(self) -> None:
+        """Raises MethodError where nothing shows that its values mean what they should; asked once before anything is learnt from them."""
+
 
 class Guard(Method):
     """Stands between a user and a model."""

@@ -104,7 +104,7 @@ def _forward(self: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Ten
     a, b, scale = self.lora_A["default"].weight, self.lora_B["default"].weight, self.scaling["default"]
     watched = layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks
     elsewhere = "forward" in vars(layer)  # accelerate fetches weights there
-    if watched or elsewhere or any(p.requires_grad for p in layer.parameters()) or torch.is_autocast_enabled(x.device.type):
+    if watched or elsewhere or any(p.requires_grad for p in layer.parameters()) or (not x.is_meta and torch.is_autocast_enabled(x.device.type)):
         change: torch.Tensor = (x @ a.to(x.dtype).t()) @ (b * scale).to(x.dtype).t()
         return torch.add(layer(x), change)
     return adapted(x, layer.weight, layer.bias, a, b, scale)

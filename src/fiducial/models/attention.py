@@ -47,7 +47,7 @@ def _attend(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_ma
     blocks = blocks_of(attention_mask)
     known = isinstance(attention_mask, Tensor) or (t == s and getattr(module, "is_causal", False))
     longest = t if blocks is None else max(block.last - block.first for block in blocks)
-    foreign = kwargs.get("position_bias") is not None or kwargs.get("dropout") or torch.is_autocast_enabled(query.device.type)
+    foreign = kwargs.get("position_bias") is not None or kwargs.get("dropout") or (not query.is_meta and torch.is_autocast_enabled(query.device.type))
     if longest > LONGEST or not known or foreign:  # for long rows the fused kernel needs less memory
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
     if blocks is None:

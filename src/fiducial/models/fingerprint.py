@@ -66,6 +66,8 @@ def state(module: torch.nn.Module, tokenizer: Any) -> int:
     facts = [(name, t.data_ptr(), 0 if t.is_inference() else t._version) for name, t in tensors]
     looked: dict[torch.device, list[torch.Tensor]] = {}
     for _, tensor in tensors:
+        if tensor.is_meta:  # a model in outline has no values
+            continue
         values = tensor.detach().reshape(-1)
         looked.setdefault(tensor.device, []).append(values[:: max(1, len(values) // LOOKED)].float())
     words = (id(tokenizer), len(tokenizer), str(tokenizer.chat_template))

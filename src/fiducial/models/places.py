@@ -13,6 +13,8 @@ from fiducial.models.embedded import quiet
 
 FILES = ("*.json", "*.jinja", "*.model", "*.txt", "*.safetensors")
 """What is fetched of a model: never pickles, which can run code."""
+WEIGHTS = "*.safetensors"
+"""Those of them that are large."""
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
 """Errors of the disk that a download is written to."""
 PATIENCE = 10.0
@@ -45,12 +47,16 @@ def look(name: str, *, revision: str | None = None) -> None:
             HfApi().model_info(name, revision=revision, timeout=PATIENCE)
 
 
-def fetch(name: str, *, revision: str | None = None) -> Path:
-    """Folder of a model of the Hugging Face hub, downloaded unless it is there already. Raises ModelError in one line, StorageError when the disk refuses."""
+def fetch(name: str, *, revision: str | None = None, weights: bool = True) -> Path:
+    """Folder of a model of the Hugging Face hub, downloaded unless it is there already; without `weights` all but these.
+
+    Raises ModelError in one line, StorageError when the disk refuses.
+    """
     from huggingface_hub import snapshot_download
 
     with _explained(name, revision), quiet():
-        return Path(snapshot_download(name, revision=revision, allow_patterns=list(FILES), ignore_patterns=["original/*", "onnx/*"]))
+        files = [f for f in FILES if weights or f != WEIGHTS]
+        return Path(snapshot_download(name, revision=revision, allow_patterns=files, ignore_patterns=["original/*", "onnx/*"]))
 
 
 @contextmanager

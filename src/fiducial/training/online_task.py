@@ -34,6 +34,11 @@ class Task:
     demonstrations: Sequence[Group] = ()
     """Groups whose preferred completions are imitated besides."""
 
+    def __post_init__(self) -> None:
+        """Raises MethodError for a cost that is not proved to mean anything; rewards are asked when they are put together."""
+        if self.cost:
+            self.cost.refuse_unproven()
+
 
 def bounds(task: Task, online: OnlineOptions) -> Bounds:
     """What a run with these options is held to."""

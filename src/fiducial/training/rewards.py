@@ -103,13 +103,16 @@ class Mixture:
 
     @classmethod
     def of(cls, parts: Sequence[Part]) -> Mixture:
-        """Raises ConfigError unless at least one counts and no two have one name."""
+        """Raises ConfigError unless at least one counts and no two have one name, MethodError for one that counts and is not proved to mean anything."""
         labels = [p.label for p in parts]
         if not any(p.weight for p in parts):
             raise ConfigError("no reward counts", hint="give at least one reward with a weight other than 0")
         twice = next((name for name in labels if labels.count(name) > 1), "")
         if twice:
             raise ConfigError(f"two rewards are called '{twice}'", hint="give one of them a name: {reward: ..., name: ...}")
+        for part in parts:
+            if part.weight:
+                part.reward.refuse_unproven()
         return cls(tuple(parts), {})
 
     @property

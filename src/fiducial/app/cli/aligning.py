@@ -13,6 +13,7 @@ from fiducial.app.cli import trained
 from fiducial.app.cli.job import Job, Stage
 from fiducial.app.cli.making import groups_from, hash_of
 from fiducial.app.cli.params import parameter
+from fiducial.app.cli.plan import plan
 from fiducial.app.cli.preview import preview
 from fiducial.app.proving import proved
 from fiducial.core.config import about
@@ -36,15 +37,17 @@ def _training_options() -> list[click.Option]:
     data = click.Option(["--data"], metavar="FILE|RUN", multiple=True, help=text)
     text = "Show what would be learnt from, and what a step takes, and train nothing. [default: off]"
     look = click.Option(["--preview"], is_flag=True, help=text)
+    text = "Show what training takes of memory, by parts, and what takes less: from the model's configuration, which is all that is read. [default: off]"
+    planned = click.Option(["--plan"], is_flag=True, help=text)
     # every training option has a default or is found out from the data, so none is asked for
-    return [data, *online.options(required=False), *[cast(click.Option, parameter(o)) for o in options_in(*TRAINING)], trained.prove(), look]
+    return [data, *online.options(required=False), *[cast(click.Option, parameter(o)) for o in options_in(*TRAINING)], trained.prove(), look, planned]
 
 
 def _ready(job: Job) -> None:
     """Raises ConfigError or DataError for options that cannot be used."""
     from fiducial.app.cli import online
 
-    _refuse_preview(job)
+    _refuse_looks(job)
     if not job.values["data"] and "data" not in job.later:
         online.ready(job)
         return
@@ -59,9 +62,10 @@ def _ready(job: Job) -> None:
     trained.refuse_proof(job)
 
 
-def _refuse_preview(job: Job) -> None:
-    if job.values["preview"] and job.output.captured is not None:
-        raise ConfigError("--preview trains nothing, and a recipe's step is to be done", hint="leave it out of the recipe", key=("preview",))
+def _refuse_looks(job: Job) -> None:
+    asked = _asked(job)
+    if asked and job.output.captured is not None:
+        raise ConfigError(f"--{asked} trains nothing, and a recipe's step is to be done", hint="leave it out of the recipe", key=(asked,))
 
 
 def _training(job: Job) -> TrainOptions:
@@ -82,8 +86,8 @@ def align(job: Job) -> int:
     from fiducial.training.segments import scored
 
     if not job.values["data"]:
-        if job.values["preview"]:
-            raise ConfigError("--preview shows data, and there is none", hint="give --data FILE")
+        if asked := _asked(job):
+            raise ConfigError(f"--{asked} is about data, and there is none", hint="give --data FILE")
         return online.learn(job)
     online.refuse_options(job)
     groups = [group for reference in job.values["data"] for group in groups_from(reference)]
@@ -91,9 +95,8 @@ def align(job: Job) -> int:
         groups = scored(groups, Mixture.of([online.part(spec) for spec in job.values["reward"]]))
     options = _training(job)
     objective = cast(Objective, job.method())
-    _refuse_preview(job)
-    if job.values["preview"]:
-        return preview(job, groups, objective, options)
+    if asked := _asked(job):
+        return {"preview": preview, "plan": plan}[asked](job, groups, objective, options)
     # what a model says that learns to score is not what it is for
     why = "the model was trained to score, and is not asked for answers" if "scores" in objective.reads else ""
     if options.from_scratch:
@@ -125,6 +128,14 @@ def align(job: Job) -> int:
         )
         place = trained.finish(job, run, stage, kept, card, fingerprint)
     return report_training(job, result, f"run:{run.id}", folder, fingerprint, card, place)
+
+
+def _asked(job: Job) -> str:
+    """Which look at a training is asked for in its place; none when empty. Raises ConfigError for both."""
+    asked = [name for name in ("preview", "plan") if job.values[name]]
+    if len(asked) > 1:
+        raise ConfigError("--preview measures what --plan reckons", hint="give one of them")
+    return next(iter(asked), "")
 
 
 def report_training(job: Job, result: TrainResult, uri: str, folder: Path, fingerprint: str, card: Mapping[str, Any], place: Path) -> int:
