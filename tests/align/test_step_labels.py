@@ -175,6 +175,14 @@ def test_a_selector_chooses_by_its_score_and_only_those_are_continued(answers, s
     assert two.completions == tuple(everything[0].completions[k] for k in sorted((1, 2), key=lambda k: -scores[k]))
 
 
+def test_a_selector_that_scores_whole_answers_is_refused_before_anything_is_asked(answers, selector):
+    model = solver()
+    learned_reward.opened(selector).head = None
+    with pytest.raises(ModelError, match="run:prm does not score steps"):
+        StepLabels(answers=answers, selector=selector, labelled=1).make([attempt()], model)
+    assert not model.begun
+
+
 @pytest.mark.parametrize("options", [{"selector": "run:prm"}, {"labelled": 2}, {"selector": "run:prm", "labelled": 4}, {"selector": "run:prm", "labelled": -1}])
 def test_a_selector_and_how_many_it_chooses_go_together(options):
     with pytest.raises(ConfigError, match="a selector chooses some of the solutions"):

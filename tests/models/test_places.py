@@ -53,11 +53,27 @@ def test_a_look_asks_the_hub_for_what_is_not_here(monkeypatch, tmp_path):
     import huggingface_hub
     from huggingface_hub import constants
 
-    asked = []
+    asked, real = [], huggingface_hub.snapshot_download
+
+    def download(name, **how):
+        if how.get("local_files_only"):
+            return real(name, **how)
+        return asked.append((name, how["revision"], how["dry_run"]))
+
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda _, name, **how: asked.append((name, how["revision"])))
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     places.look("me/mine", revision="v1")
-    assert asked == [("me/mine", "v1")]
+    assert asked == [("me/mine", "v1", True)]
+
+
+def test_a_hub_that_cannot_be_reached_is_one_line_for_a_look_too(monkeypatch, tmp_path):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # nothing listens there
+    with pytest.raises(ModelError, match="the hub cannot be reached"):
+        places.look("me/mine")
 
 
 def test_a_folder_is_checked_without_being_opened(tmp_path):

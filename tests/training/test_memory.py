@@ -77,6 +77,7 @@ def measured(objective, options):
         (DPO(), {"lora_depth": 0.5}),
         (DPO(), {"batch": 1}),
         (RewardModel(), {"lora_rank": 4}),
+        (SFT(), {"neftune": 5.0, "lora_depth": 0.5, "epochs": 2.0}),
     ],
     ids=["adapter", "all weights", "half of the layers", "one group", "a score head"],
 )

@@ -59,7 +59,7 @@ class LearnedReward(Reward):
     higher_is: Literal["better", "worse"] = "better"
     """What a higher value is to mean: better for a reward, worse for a cost. A model that was trained otherwise is refused."""
     cards: tuple[str, ...] = ()
-    """Runs of evaluate/reward_card that measured these models, for learning from models whose training held nothing out."""
+    """Runs of evaluate/reward_card that measured these models, which score whole answers, for learning from models whose training held nothing out."""
     unproven: bool = False
     """Learns from models whether or not anything shows that they order answers which they have not seen."""
 

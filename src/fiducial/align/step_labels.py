@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, final
 
+from fiducial.align import learned_reward
 from fiducial.align.asking import ask, asked, counted, distinct, helper, portions
 from fiducial.align.learned_reward import LearnedReward
 from fiducial.core.errors import ModelError
@@ -79,6 +80,7 @@ class StepLabels(Maker):
         without = ["its answer is not known: name a file with --answers"] * (len(problems) - len(fitting))
         groups = []
         given_up = 0
+        self._refuse_selector()
         how: dict[str, Any] = {"max_tokens": self.max_tokens, "temperature": self.temperature, "seed": seed}
         with helper(self.completer, model) as completer:
             for some in portions(fitting):
@@ -106,6 +108,14 @@ class StepLabels(Maker):
         if without:
             log.warning("%d of %d problems gave no group: %s", len(without), len(problems), counted(without))
         return groups
+
+    def _refuse_selector(self) -> None:
+        """Raises ModelError for a selector that reads no steps."""
+        from fiducial.models.scorehead import BY_STEPS
+
+        head = learned_reward.opened(self.selector).head if self.selector else None
+        if self.selector and (head is None or head.trained_by != BY_STEPS):
+            raise ModelError(f"{self.selector} does not score steps", hint="name a run of align/process_reward")
 
     def _chosen(self, conversation: Conversation, solved: Sequence[Completion], gold: str) -> list[Completion]:
         """The solutions to one problem that are worth labelling, the most convincing first."""

@@ -282,7 +282,7 @@ class Loop(LoopSetup):
         cut = [
             f"round {r['round']} made {r['steps']} of {r['planned']} steps; for all of them give it more time: minutes=N"
             for r in rounds
-            if r["steps"] < r["planned"]
+            if self.options.minutes and r["steps"] < r["planned"]
         ]
         checks = [f"  {c.outcome}: {c.rule}: {c.reason}" for c in decision.checks]
         lines_out = [summary.verdict, *checks, *(cut if decision.outcome != "pass" else []), where, f"report: {page}"]

@@ -61,7 +61,7 @@ class LoopOptions(BaseModel):
     """Length of whole answers to ordinary requests, in tokens, by which it is proved that answers do not decay."""
     own_answers: int = Field(default=0, ge=0)
     """Ordinary requests of the repair split to which the model's own whole answers are taught besides (align/own_answers). They hold answers where they
-    were, and refusals are learnt more slowly for it: use them where the gate finds that answers repeat themselves, with more minutes."""
+    were, and refusals are learnt more slowly for it: use them where the gate finds that answers repeat themselves."""
     judge: str = "oversee/compliance"
     """Who says whether an answer complies."""
     maker: str = DEFAULT_MAKER

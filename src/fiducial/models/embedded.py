@@ -59,6 +59,13 @@ def folder(dtype: str = "bfloat16") -> Path:
     return made
 
 
+def any_folder(dtype: str) -> Path:
+    """A folder with the tokenizer and the configuration, which are alike in all: one that is there, else that of this dtype, made."""
+    source = packed()
+    there = (made for kind in (dtype, *DTYPES) if sound(made := cache_root() / f"smollm2-{_key(source)}-{kind}"))
+    return next(there, None) or folder(dtype)
+
+
 def packed() -> Path:
     """The quantised file in the package. Raises ModelError where it is not installed."""
     spec = importlib.util.find_spec(PACKAGE)

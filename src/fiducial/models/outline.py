@@ -1,4 +1,4 @@
-"""A model in outline: its tokenizer, and its shape by its configuration, on torch's meta device. No weight is read, none takes memory."""
+"""A model in outline: its tokenizer, and its shape by its configuration, on torch's meta device, where weights take no memory."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _folder(uri: str, dtype: str) -> Path:
     """Where configuration and tokenizer are; of a model of the hub these alone are fetched."""
     scheme, colon, rest = uri.partition(":")
     if uri == "smollm2":
-        return embedded.folder(dtype)
+        return embedded.any_folder(dtype)
     if scheme == "run" and colon:
         return Run.open(rest, trained=True).path / "model"
     if Path(uri).expanduser().is_dir():

@@ -37,14 +37,15 @@ def checked(folder: str | Path) -> Path:
 
 def look(name: str, *, revision: str | None = None) -> None:
     """Raises ModelError where a model is neither on this machine nor on the hub. Downloads nothing."""
-    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    with _explained(name, revision):
+    with _explained(name, revision), quiet():
         try:
             snapshot_download(name, revision=revision, local_files_only=True)
         except LocalEntryNotFoundError:
-            HfApi().model_info(name, revision=revision, timeout=PATIENCE)
+            # a rehearsal, not a question to the hub's interface: it tells a hub that cannot be reached from a model that is not there
+            snapshot_download(name, revision=revision, allow_patterns=["config.json"], etag_timeout=PATIENCE, dry_run=True)
 
 
 def fetch(name: str, *, revision: str | None = None, weights: bool = True) -> Path:

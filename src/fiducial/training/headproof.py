@@ -52,7 +52,7 @@ def refuse_unproven(name: str, model: LocalModel, runs: Sequence[str]) -> None:
     found = _measured(model, runs) or _trained(name)
     if "accuracy" not in found:
         said = f"; none of {', '.join(runs)} measured this very model" if runs else ""
-        held = "train it with --held-out 0.2, or name a run of evaluate/reward_card on preferences that it has not seen with cards"
+        held = "train it with --held-out 0.2, or name with cards (where it scores whole answers) a run of evaluate/reward_card on preferences new to it"
         raise MethodError(f"nothing shows that {name} tells better answers from worse that it has not seen{said}", hint=f"{held}; {WAIVED}")
     accuracy, steps = found["accuracy"], found.get("right_steps")
     chance = max(0.5, steps.value, 1 - steps.value) if steps else 0.5

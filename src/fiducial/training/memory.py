@@ -37,7 +37,7 @@ from fiducial.training import frozen, lora
 from fiducial.training.data import Data
 from fiducial.training.livebytes import LiveBytes
 from fiducial.training.options import TrainOptions
-from fiducial.training.updates import MOST_EACH
+from fiducial.training.row_passes import MOST_EACH
 
 FUSED = ("sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
 """Implementations of attention that write out no scores."""
@@ -107,7 +107,9 @@ def _layouts(model: LocalModel, data: Data, objective: Objective, options: Train
     found = []
     for places in abreast.divided(size, count):
         paths = data.paths.select(data.paths_of([chosen[i] for i in sorted(places)]))
-        rows = plan(paths, budget=budget, backend="padded" if options.from_scratch else "auto", keep_last="scores" in objective.reads, **shape)
+        rows = plan(
+            paths, budget=budget, backend="padded" if options.from_scratch or options.neftune else "auto", keep_last="scores" in objective.reads, **shape
+        )
         found.append(max(rows, key=_area))
     return found
 
@@ -182,7 +184,7 @@ def _head(module: nn.Module, row: Row, device: torch.device) -> int:
 
 
 def _kept(model: LocalModel, data: Data, options: TrainOptions) -> int:
-    if options.epochs < frozen.PASSES or not frozen.frozen_blocks(model.module):
+    if options.epochs < frozen.PASSES or options.neftune or not frozen.frozen_blocks(model.module):
         return 0
     size = sum(map(len, data.paths.ids)) * model.width * anatomy(model.module).dtype.itemsize
     return size if size <= frozen.MOST else 0

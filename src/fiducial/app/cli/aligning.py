@@ -37,7 +37,7 @@ def _training_options() -> list[click.Option]:
     data = click.Option(["--data"], metavar="FILE|RUN", multiple=True, help=text)
     text = "Show what would be learnt from, and what a step takes, and train nothing. [default: off]"
     look = click.Option(["--preview"], is_flag=True, help=text)
-    text = "Show what training takes of memory, by parts, and what takes less: from the model's configuration, which is all that is read. [default: off]"
+    text = "Show what training takes of memory, by parts, and what takes less: from the model's configuration, without its weights. [default: off]"
     planned = click.Option(["--plan"], is_flag=True, help=text)
     # every training option has a default or is found out from the data, so none is asked for
     return [data, *online.options(required=False), *[cast(click.Option, parameter(o)) for o in options_in(*TRAINING)], trained.prove(), look, planned]
@@ -91,6 +91,8 @@ def align(job: Job) -> int:
         return online.learn(job)
     online.refuse_options(job)
     groups = [group for reference in job.values["data"] for group in groups_from(reference)]
+    if job.values["reward"] and job.values["plan"]:
+        raise ConfigError("--plan gives no rewards to groups", hint="leave out --reward, or give groups that have rewards", key=("plan",))
     if job.values["reward"]:
         groups = scored(groups, Mixture.of([online.part(spec) for spec in job.values["reward"]]))
     options = _training(job)
