@@ -79,7 +79,7 @@ def measured(objective, options):
         (RewardModel(), {"lora_rank": 4}),
         (SFT(), {"neftune": 5.0, "lora_depth": 0.5, "epochs": 2.0}),
     ],
-    ids=["adapter", "all weights", "half of the layers", "one group", "a score head"],
+    ids=["adapter", "all weights", "half of the layers", "one group", "a score head", "noise"],
 )
 def test_it_is_near_the_peak_of_a_real_step(objective, options):
     options = TrainOptions(**{"batch": 4} | options)
@@ -108,6 +108,7 @@ def test_layers_below_the_adapter_leave_nothing_for_the_way_back_and_are_kept_wh
     whole, half = reckoned(DPO(), TrainOptions(batch=4)), reckoned(DPO(), TrainOptions(batch=4, lora_depth=0.5, epochs=2))
     assert half["activations"] < 0.7 * whole["activations"]
     assert half["frozen layers"] > 0
+    assert "frozen layers" not in reckoned(SFT(), TrainOptions(batch=4, lora_depth=0.5, epochs=2, neftune=5.0))
     assert "frozen layers" not in whole
 
 
