@@ -116,6 +116,14 @@ def test_answers_are_kept_as_they_come_and_failed_ones_are_asked_for_again(memor
     assert texts(memory().of(broken).sample(ASKED)) == [["Late."], ["Now."]]
 
 
+def test_what_cannot_be_sent_is_not_owed(memory, monkeypatch):
+    model = ScriptedModel(lambda _: Completion(text="", finish="error", error="it ends with the assistant's turn"))
+    monkeypatch.setattr(type(model), "unsendable", lambda _, conversation: "its last turn" if conversation == ASKED[0] else "")
+    kept = memory()
+    kept.of(model).sample(ASKED)
+    assert kept.unanswered == 1
+
+
 def test_scores_of_a_head_come_back_to_the_bit(memory, monkeypatch):
     model = tiny()
     model.head = ScoreHead.fresh(model.width, seed=0, higher_is="better", trained_by="align/reward_model")

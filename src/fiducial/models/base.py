@@ -48,6 +48,10 @@ class Model(ABC):
         and `error`; it is not an exception unless nothing can be had at all.
         """
 
+    def unsendable(self, conversation: Conversation) -> str:
+        """Why the model cannot be asked this at all, however often; empty where it can."""
+        return ""
+
     def beside(self, uri: str) -> Model:
         """Another model, to be used together with this one and closed by whoever asked for it. Raises ModelError."""
         from fiducial.models import open as opening

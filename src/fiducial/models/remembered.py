@@ -140,7 +140,8 @@ class RememberedModel(_Remembered):
             index = missing[position]
             if index not in rows:
                 rows[index] = row
-                self._memory.unanswered += sum(c.finish == "error" for c in row)
+                if not self._model.unsendable(conversations[index]):
+                    self._memory.unanswered += sum(c.finish == "error" for c in row)
                 self._memory.keep(Call(key=keys[index], completions=(row,)))
                 arrived(index, row)
 

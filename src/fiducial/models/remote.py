@@ -173,7 +173,7 @@ class RemoteModel(Model):
 
     async def _group(self, conversation: Conversation, k: int, settings: Settings, answers: Answers | None, slots: asyncio.Semaphore) -> tuple[Completion, ...]:
         """The k completions of one conversation: from disk, then by as few requests as the server allows."""
-        if reason := self._unfit(conversation):
+        if reason := self.unsendable(conversation):
             return (Completion(text="", finish="error", error=reason),) * k
         wanted = 1 if settings.temperature == 0 else k
         keys = [self._key(conversation, settings, i) for i in range(wanted)]
@@ -230,8 +230,8 @@ class RemoteModel(Model):
             self._told = now
             log.warning("%s: %s, trying again (%d of %d)", self.address, why, tried + 1, self._retries)
 
-    def _unfit(self, conversation: Conversation) -> str:
-        """Why the conversation cannot be sent, if it cannot."""
+    def unsendable(self, conversation: Conversation) -> str:
+        """For a last turn of the assistant, which not every server continues, and for text that is not Unicode."""
         if conversation and conversation[-1].role == "assistant" and not self.prefill:
             return "the conversation ends with the assistant's turn, and whether this server continues it is not known (if so, name it openai+prefill:NAME)"
         try:
