@@ -167,7 +167,7 @@ def test_an_endpoint_that_stalls_is_one_line_and_exit_2(tmp_path):
         code = f"""
 import sys
 from fiducial.models.remote import RemoteModel
-RemoteModel.__init__.__kwdefaults__ |= {{"timeout": 0.3, "retries": 0}}  # a minute and three more tries
+RemoteModel.__init__.__kwdefaults__ |= {{"timeout": 1.5, "retries": 0}}  # a minute and three more tries
 from fiducial.app.cli.main import main
 sys.argv = ["fiducial", "check", "openai:m", "base_url={address}", "--goals", "goals.txt", "-q"]
 main()
@@ -176,7 +176,7 @@ main()
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=tmp_path, env=environment)
     assert done.returncode == 2
     line, hint = done.stderr.splitlines()
-    assert line == f"error: {address}: 5 requests in a row failed, the last with: no answer within 0.3 seconds"
+    assert line == f"error: {address}: 5 requests in a row failed, the last with: no answer within 1.5 seconds"
     assert hint.startswith("hint: ")
 
 

@@ -269,30 +269,30 @@ def test_a_stalled_request_ends_after_the_timeout(server, connect):
     gate = threading.Event()
     server.reply = lambda *_: (gate.wait(5), answer())[1]
     began = time.monotonic()
-    ((got,),) = connect(timeout=0.2, retries=0).sample([user("x")])
-    assert time.monotonic() - began < 2
+    ((got,),) = connect(timeout=1, retries=0).sample([user("x")])
+    assert time.monotonic() - began < 4
     assert got.finish == "error"
-    assert "no answer within 0.2 seconds" in got.error
+    assert "no answer within 1 seconds" in got.error
     gate.set()
 
 
 def test_a_stalled_endpoint_is_given_up(server, connect):
     gate = threading.Event()
     server.reply = lambda *_: (gate.wait(5), answer())[1]
-    with pytest.raises(EndpointError, match=r"no answer within 0\.2 seconds"):
-        connect(timeout=0.2, retries=0).sample([user(str(i)) for i in range(100)])
+    with pytest.raises(EndpointError, match="no answer within 1 seconds"):
+        connect(timeout=1, retries=0).sample([user(str(i)) for i in range(100)])
     gate.set()
 
 
 def test_a_stalled_endpoint_is_told_of_after_the_first_timeout_and_once_for_all_requests(server, connect, caplog):
     gate = threading.Event()
     server.reply = lambda *_: (gate.wait(20), answer())[1]
-    model = connect(timeout=0.3, retries=2)
-    with pytest.raises(EndpointError, match=r"no answer within 0\.3 seconds") as failure:
+    model = connect(timeout=1, retries=2)  # long enough for a busy machine to connect
+    with pytest.raises(EndpointError, match="no answer within 1 seconds") as failure:
         model.sample([user(str(i)) for i in range(8)])
     gate.set()
     assert "timeout" in failure.value.hint
-    assert [r.getMessage() for r in caplog.records] == [f"{server.url}: no answer within 0.3 seconds, trying again ({n} of 2)" for n in (1, 2)]
+    assert [r.getMessage() for r in caplog.records] == [f"{server.url}: no answer within 1 seconds, trying again ({n} of 2)" for n in (1, 2)]
 
 
 def test_one_slow_answer_among_others_is_not_told_of(server, connect, caplog):
