@@ -58,6 +58,8 @@ class Server:
                 pass
 
         class Quiet(ThreadingHTTPServer):
+            request_queue_size = 64  # with the usual 5 some of many connections at once are dropped
+
             def handle_error(self, *_):
                 """A client that gave up is part of the tests."""
 
