@@ -48,8 +48,9 @@ def measured(tmp_path, monkeypatch, model):
     return card
 
 
-def test_an_accuracy_whose_interval_lies_above_one_half_is_enough(trained, model):
+def test_an_accuracy_whose_interval_lies_above_one_half_is_enough(trained, model, caplog):
     refuse_unproven(trained(accuracy=SURE), model, ())
+    assert caplog.records == []
 
 
 def test_one_whose_interval_holds_one_half_is_refused_with_its_figures(trained, model):

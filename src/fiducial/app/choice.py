@@ -36,7 +36,7 @@ def choose(loop: Loop, base: LocalModel, groups: Sequence[Group]) -> tuple[Candi
         )
     tried = [_tried(loop, base, paired, name, rate) for name, rate in loop.options.candidates.items()]
     best = min(range(len(tried)), key=lambda i: (tried[i].badness, i))
-    return (_untrained(loop, base), *(each.model_copy(update={"chosen": i == best}) for i, each in enumerate(tried)))
+    return (_untrained(loop), *(each.model_copy(update={"chosen": i == best}) for i, each in enumerate(tried)))
 
 
 def _paired(loop: Loop, groups: Sequence[Group]) -> list[Group]:
@@ -69,9 +69,9 @@ def _alike(one: Candidate, other: Candidate) -> bool:
     return mcnemar(sum(a and not b for a, b in pairs), sum(b and not a for a, b in pairs)) >= CHANCE
 
 
-def _untrained(loop: Loop, base: LocalModel) -> Candidate:
+def _untrained(loop: Loop) -> Candidate:
     """The base model on the same prompts, which it was asked before anything was trained."""
-    answered = {a.prompt.id: a for a in loop.validated(0, base) if a.attack == loop.direct.name}
+    answered = {a.prompt.id: a for a in loop.untrained if a.attack == loop.direct.name}
     return _measured([answered[p.id] for p in _prompts(loop)], objective="base model")
 
 

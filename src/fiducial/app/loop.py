@@ -67,6 +67,8 @@ class Loop(LoopSetup):
         self.retried: tuple[Retried, ...] = ()
         self.seconds: dict[str, float] = {}
         self.first: dict[tuple[str, str], Attempt] = {}
+        self.untrained: list[Attempt] = []
+        """What the base model did on the validation split."""
 
     def go(self) -> Result:
         """All stages."""
@@ -75,7 +77,8 @@ class Loop(LoopSetup):
             "data", {"data": [digest([p.id for m in self.material.values() for p in m.direct])], "goals": sum(len(m.goals) for m in self.material.values())}
         )
         before = self._measured("before", base)
-        points = [self._point("base", self.validated(0, base))]
+        self.untrained = self._validated(0, base)
+        points = [self._point("base", self.untrained)]
         rounds: list[dict[str, Any]] = []
         model, best = base, 0
         for number in range(1, self.options.rounds + 1):
@@ -83,7 +86,7 @@ class Loop(LoopSetup):
                 break
             model, training = self._round(number, base, model)
             rounds.append(training)
-            points.append(self._point(f"round {number}", self.validated(number, model)))
+            points.append(self._point(f"round {number}", self._validated(number, model)))
             best = self._best(points, rounds)
         points[best] = points[best].model_copy(update={"promoted": True})
         repaired = self._promote(best, base)
@@ -131,7 +134,7 @@ class Loop(LoopSetup):
         some = self.material["validation"].first(max(1, self.options.held_out_goals // 3))
         return Material(some.goals, some.twins, some.ordinary)
 
-    def validated(self, number: int, model: LocalModel) -> list[Attempt]:
+    def _validated(self, number: int, model: LocalModel) -> list[Attempt]:
         """A round's model, or as number 0 the base model, on the validation split; done once."""
         some, count = self.validation(), max(1, self.options.per_family // 8)
         return self._trials(f"validate-{number}", model, [(self.direct, some.direct), *((a, some.attacked(count, count)) for a in self.attacks)])
